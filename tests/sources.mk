@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+# tests/: one entry a line.
+# Programs that cmocka runs, each from the .c of its name.
+UNIT_TESTS =
+# Programs of `make bench`, each from the .c of its name.
+EQ_BENCHES =
+# Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
+SCRIPT_TESTS =
+# What those need beside them: libraries, generators, fixtures.
+TEST_FILES =
