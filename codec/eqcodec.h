@@ -330,7 +330,8 @@ int eq_tmp_create(int dirfd, char name[EQ_TMP_NAME_SIZE], int *fd);
  * -EBUSY if it is in use. */
 int eq_tmp_sweep(int dirfd, const char *name);
 /* fsync fd, rename tmp to final in dirfd, fsync dirfd. On failure tmp is still
- * there under its name. */
+ * there under its name, unless only the last step failed: then the file is final,
+ * and may not survive a power cut. */
 int eq_publish(int dirfd, int fd, const char *tmp, const char *final);
 
 #define EQ_SUFFIX ".eqar"

@@ -2,11 +2,14 @@
 # codec/: the archive and its codecs. One file a line.
 EQ_CODEC_SOURCES = \
 	codec/archive_build.c \
+	codec/archive_index.c \
 	codec/archive_priv.h \
 	codec/archive_read.c \
+	codec/archive_scan.c \
 	codec/archive_verify.c \
 	codec/archive_write.c \
 	codec/backend.h \
+	codec/floats.h \
 	codec/eqcodec.h \
 	codec/format.h \
 	codec/pool.c \

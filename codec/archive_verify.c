@@ -1,0 +1,393 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Decoding a whole archive: to check it, to compare it, to restore the file. */
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <openssl/evp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "archive_priv.h"
+#include "floats.h"
+
+/* Sums are compared with what the encoder wrote; only their order differs. */
+#define ERROR_TOLERANCE 1e-6
+
+int eq_write_full(int fd, const void *buf, size_t len, uint64_t off)
+{
+	const uint8_t *p = buf;
+	ssize_t n;
+
+	while (len) {
+		n = pwrite(fd, p, len, (off_t)off);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n < 0)
+			return -errno;
+		p += n;
+		off += (uint64_t)n;
+		len -= (size_t)n;
+	}
+	return 0;
+}
+
+/* ---- hashes of what comes out ------------------------------------------------------ */
+
+struct hashes {
+	struct eq_archive *a;
+	XXH3_state_t *xxh;
+	size_t tensor;          /* whose content xxh holds */
+	bool open, damaged;     /* a tensor is begun; a chunk of it failed */
+	bool any_damage;
+	EVP_MD_CTX *sha;        /* NULL: not wanted (lossy) */
+	void (*report)(void *arg, const char *line);
+	void *report_arg;
+	int status;             /* of the first failure */
+	struct eq_error *err;
+};
+
+/* Note a failure; it ends the scan unless somebody wants to hear of them all. */
+static int found(struct hashes *h, int rc, const struct eq_error *e)
+{
+	if (!h->status) {
+		h->status = rc;
+		eq_fail(h->err, rc, "%s", e->text);
+	}
+	if (!h->report)
+		return rc;
+	h->report(h->report_arg, e->text);
+	return 0;
+}
+
+static int content_close(struct hashes *h)
+{
+	const struct eq_tensor_info *t = &h->a->tensors[h->tensor];
+	struct eq_error e;
+
+	if (!h->open)
+		return 0;
+	h->open = false;
+	if (h->damaged || XXH3_64bits_digest(h->xxh) == h->a->priv[h->tensor].rec->content_xxh3)
+		return 0;
+	return found(h, eq_fail(&e, EQ_ECORRUPT, "%s: tensor '%.128s': decoded data has the wrong hash",
+				h->a->name, t->name), &e);
+}
+
+static int hash_content(void *arg, struct eq_window *w)
+{
+	struct hashes *h = arg;
+	size_t i;
+	int rc;
+
+	for (i = 0; i < w->n; i++) {
+		struct eq_extent_job *j = &w->jobs[i];
+
+		if (j->ext.tensor < 0)
+			continue;
+		if (!h->open || (size_t)j->ext.tensor != h->tensor) {
+			rc = content_close(h);
+			if (rc)
+				return rc;
+			h->open = true;
+			h->damaged = false;
+			h->tensor = (size_t)j->ext.tensor;
+			XXH3_64bits_reset(h->xxh);
+		}
+		if (j->status) {
+			h->damaged = h->any_damage = true;
+			rc = found(h, j->status, &w->errs[i]);
+			if (rc)
+				return rc;
+		} else {
+			XXH3_64bits_update(h->xxh, j->out, j->ext.len);
+		}
+	}
+	return 0;
+}
+
+static int hash_sha(void *arg, struct eq_window *w)
+{
+	struct hashes *h = arg;
+
+	return EVP_DigestUpdate(h->sha, w->buf, w->len) == 1 ? 0 : -EIO;
+}
+
+static int hashes_begin(struct hashes *h, struct eq_archive *a, struct eq_error *err)
+{
+	h->a = a;
+	h->err = err;
+	h->xxh = XXH3_createState();
+	if (!h->xxh)
+		return -ENOMEM;
+	if (a->info.lossy)
+		return 0;
+	h->sha = EVP_MD_CTX_new();
+	return h->sha && EVP_DigestInit_ex(h->sha, EVP_sha256(), NULL) == 1 ? 0 : -ENOMEM;
+}
+
+/* The last tensor and the hash of the whole. */
+static int hashes_end(struct hashes *h)
+{
+	uint8_t sha[EVP_MAX_MD_SIZE];
+	struct eq_error e;
+	int rc = content_close(h);
+
+	if (rc || !h->sha || h->any_damage)
+		return rc;
+	if (EVP_DigestFinal_ex(h->sha, sha, NULL) != 1)
+		return -EIO;
+	if (!memcmp(sha, h->a->info.sha256, 32))
+		return 0;
+	return found(h, eq_fail(&e, EQ_ECORRUPT, "%s: decoded file has the wrong SHA-256", h->a->name),
+		     &e);
+}
+
+static void hashes_fini(struct hashes *h)
+{
+	XXH3_freeState(h->xxh);
+	EVP_MD_CTX_free(h->sha);
+}
+
+/* ---- comparison with a plain file ---------------------------------------------------- */
+
+struct sums {
+	double abs, abs_err, sq, sq_err;
+};
+
+struct compare {
+	struct eq_archive *a;
+	int fd;
+	const char *name;
+	uint8_t *buf;           /* of the plain file, as long as a window's */
+	size_t size;
+	size_t tensor;          /* whose sums these are */
+	bool open, identical;
+	struct sums one, all;
+	struct eq_error *err;
+};
+
+static bool near(double x, double y)
+{
+	return x == y || fabs(x - y) <= ERROR_TOLERANCE * (fabs(y) + 1e-6);
+}
+
+static double relative_l1(const struct sums *s)
+{
+	return s->abs > 0 ? s->abs_err / s->abs : 0;
+}
+
+static double snr_db(const struct sums *s)
+{
+	return s->sq_err > 0 ? 10 * log10(s->sq / s->sq_err) : INFINITY;
+}
+
+static int compare_close(struct compare *c)
+{
+	const struct eq_tensor_info *t = &c->a->tensors[c->tensor];
+
+	if (!c->open)
+		return 0;
+	c->open = false;
+	c->all.abs += c->one.abs;
+	c->all.abs_err += c->one.abs_err;
+	c->all.sq += c->one.sq;
+	c->all.sq_err += c->one.sq_err;
+	if (near(relative_l1(&c->one), t->relative_l1))
+		return 0;
+	return eq_fail(c->err, EQ_EDIFFER, "%s: tensor '%.128s': relative error against %s is %.6g, "
+		       "the archive says %.6g", c->a->name, t->name, c->name, relative_l1(&c->one),
+		       t->relative_l1);
+}
+
+static void sums_add(struct sums *s, const uint8_t *x, const uint8_t *y, size_t len, int dtype)
+{
+	size_t n = len / eq_dtype_unit(dtype), i;
+
+	for (i = 0; i < n; i++) {
+		double w = eq_f32_at(x, dtype, i), d = w - eq_f32_at(y, dtype, i);
+
+		s->abs += fabs(w);
+		s->abs_err += fabs(d);
+		s->sq += w * w;
+		s->sq_err += d * d;
+	}
+}
+
+static int compare_extent(struct compare *c, const struct eq_extent_job *j, const uint8_t *plain)
+{
+	const struct eq_tensor_info *t = j->ext.tensor < 0 ? NULL : &c->a->tensors[j->ext.tensor];
+	const uint8_t *got = j->out;
+	uint64_t k;
+	int rc;
+
+	if (j->status)
+		return 0; /* reported already */
+	if (t && t->lossy) {
+		if (!c->open || c->tensor != (size_t)j->ext.tensor) {
+			rc = compare_close(c);
+			if (rc)
+				return rc;
+			c->open = true;
+			c->tensor = (size_t)j->ext.tensor;
+			c->one = (struct sums){ 0 };
+		}
+		sums_add(&c->one, plain, got, j->ext.len, t->dtype);
+		if (c->one.abs_err > 0)
+			c->identical = false;
+		return 0;
+	}
+	if (!memcmp(plain, got, j->ext.len))
+		return 0;
+	for (k = 0; plain[k] == got[k]; k++)
+		;
+	return eq_fail(c->err, EQ_EDIFFER, "%s: differs from %s at byte %" PRIu64 " (%s%.128s)",
+		       c->a->name, c->name, j->ext.begin + k, t ? "tensor " : "header",
+		       t ? t->name : "");
+}
+
+static int compare_window(void *arg, struct eq_window *w)
+{
+	struct compare *c = arg;
+	size_t i;
+	int rc;
+
+	if (c->size < w->len) {
+		free(c->buf);
+		c->size = w->len;
+		c->buf = malloc(c->size);
+		if (!c->buf)
+			return -ENOMEM;
+	}
+	rc = eq_read_full(c->fd, c->buf, w->len, w->begin);
+	if (rc)
+		return eq_fail(c->err, rc, "%s: %s", c->name, eq_strerror(rc));
+	for (i = 0; i < w->n && !rc; i++)
+		rc = compare_extent(c, &w->jobs[i], c->buf + (w->jobs[i].ext.begin - w->begin));
+	return rc;
+}
+
+static int compare_begin(struct compare *c, struct eq_archive *a, int fd, const char *name,
+			 struct eq_error *err)
+{
+	struct stat st;
+
+	*c = (struct compare){ .a = a, .fd = fd, .name = name, .identical = true, .err = err };
+	if (fstat(fd, &st))
+		return eq_fail(err, -errno, "%s: %s", name, eq_strerror(-errno));
+	if ((uint64_t)st.st_size != a->info.size)
+		return eq_fail(err, EQ_EDIFFER, "%s: has %" PRIu64 " bytes, %s has %" PRIu64, name,
+			       (uint64_t)st.st_size, a->name, a->info.size);
+	return 0;
+}
+
+/* ---- the header inside against the records ------------------------------------------- */
+
+static int check_records(const struct eq_archive *a, struct eq_error *err)
+{
+	struct eq_st *st;
+	size_t i;
+	int rc = eq_st_parse(a->prefix, a->info.prefix_len, a->info.size, a->name, &st, err);
+
+	if (rc)
+		return rc == -ENOMEM ? rc : EQ_ECORRUPT;
+	if (st->n_tensors != a->info.n_tensors)
+		rc = eq_fail(err, EQ_ECORRUPT, "%s: header and index disagree on the number of tensors",
+			     a->name);
+	for (i = 0; i < st->n_tensors && !rc; i++) {
+		const struct eq_st_tensor *s = &st->tensors[i];
+		const struct eq_tensor_info *t = &a->tensors[i];
+
+		if (s->name_len != t->name_len || memcmp(s->name, t->name, s->name_len) ||
+		    s->dtype != t->dtype || s->ndim != t->ndim ||
+		    (s->ndim && memcmp(s->dims, t->dims, 8u * s->ndim)) ||
+		    s->end - s->begin != t->n_bytes)
+			rc = eq_fail(err, EQ_ECORRUPT, "%s: header and index disagree on tensor '%.128s'",
+				     a->name, t->name);
+	}
+	eq_st_free(st);
+	return rc;
+}
+
+/* ---- public ---------------------------------------------------------------------------- */
+
+int eq_archive_verify(struct eq_archive *a, int against_fd, const char *against_name,
+		      const struct eq_run *run, struct eq_compare *cmp,
+		      void (*report)(void *arg, const char *line), void *report_arg,
+		      struct eq_error *err)
+{
+	struct eq_consumer consumers[3];
+	struct eq_error cmp_err = { "" };
+	struct compare c = { .fd = -1 };
+	struct hashes h = { .report = report, .report_arg = report_arg };
+	size_t n = 0;
+	int rc;
+
+	rc = check_records(a, err);
+	if (!rc)
+		rc = hashes_begin(&h, a, err);
+	if (!rc && against_fd >= 0)
+		rc = compare_begin(&c, a, against_fd, against_name, err);
+	if (rc)
+		goto out;
+	consumers[n++] = (struct eq_consumer){ hash_content, &h };
+	if (h.sha)
+		consumers[n++] = (struct eq_consumer){ hash_sha, &h };
+	if (against_fd >= 0) {
+		c.err = &cmp_err; /* consumers run side by side */
+		consumers[n++] = (struct eq_consumer){ compare_window, &c };
+	}
+	rc = eq_archive_scan(a, run, "verify", consumers, n);
+	if (!rc)
+		rc = hashes_end(&h);
+	if (!rc)
+		rc = h.status;
+	if (!rc && against_fd >= 0)
+		rc = compare_close(&c);
+	if (rc && !h.status)
+		eq_fail(err, rc, "%s", cmp_err.text[0] ? cmp_err.text : eq_strerror(rc));
+	if (cmp)
+		*cmp = (struct eq_compare){ c.identical && !rc, relative_l1(&c.all), snr_db(&c.all) };
+out:
+	free(c.buf);
+	hashes_fini(&h);
+	return rc;
+}
+
+struct output {
+	int fd;
+};
+
+static int output_window(void *arg, struct eq_window *w)
+{
+	struct output *o = arg;
+
+	return eq_write_full(o->fd, w->buf, w->len, w->begin);
+}
+
+int eq_archive_unpack(struct eq_archive *a, int out_fd, const struct eq_run *run,
+		      struct eq_error *err)
+{
+	struct output o = { out_fd };
+	struct hashes h = { .report = NULL };
+	struct eq_consumer consumers[3] = { { hash_content, &h }, { output_window, &o },
+					    { hash_sha, &h } };
+	int rc;
+
+	rc = hashes_begin(&h, a, err);
+	if (!rc && ftruncate(out_fd, (off_t)a->info.size))
+		rc = -errno;
+	if (!rc)
+		rc = eq_archive_scan(a, run, "unpack", consumers, h.sha ? 3 : 2);
+	if (!rc)
+		rc = hashes_end(&h);
+	if (rc && !h.status)
+		eq_fail(err, rc, "%s: %s", a->name, eq_strerror(rc));
+	hashes_fini(&h);
+	return rc;
+}
