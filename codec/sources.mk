@@ -13,6 +13,10 @@ EQ_CODEC_SOURCES = \
 	codec/eqcodec.h \
 	codec/format.h \
 	codec/pool.c \
+	codec/quant.c \
+	codec/quant.h \
+	codec/quant_rate.c \
+	codec/quant_search.c \
 	codec/shrink.c \
 	codec/tmpfile.c
 

@@ -1,0 +1,213 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * EntQuant quantisation (arXiv 2601.22787) to float8 E4M3 and int8, internal to
+ * codec/. For each row of a matrix w, with L = sum |w| and N units in the whole
+ * tensor, a scale s is sought that minimises
+ *
+ *     sum |w - s q| / L  +  lambda / N * sum rate(q),    q = cast(w * (1 / s))
+ *
+ * with rate(q) = 4 |q| (fp8) or |q| / 128 (int8). The tensor's objective is the
+ * sum over its rows, so rows are searched one by one and in any order.
+ *
+ * cast rounds the float32 product to the nearest level, ties to even; -0 becomes
+ * +0. Levels beyond the format are not clipped: such units are outliers that
+ * keep their own bits (int8 only: fp8 scales are at least absmax / 448). So are
+ * units whose reconstruction would not be finite.
+ *
+ * All results are the same for any instruction set and number of threads.
+ */
+#ifndef EQ_QUANT_H
+#define EQ_QUANT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "eqcodec.h"
+
+#define EQ_QUANT_LEVELS 129     /* 0 to 127, and the first beyond */
+
+/* A matrix of rows * k units of BF16, F16 or F32, row after row; k < 2^31. */
+struct eq_quant_tensor {
+	const void *w;
+	int dtype;
+	uint64_t rows, k;
+};
+
+struct eq_quant_outlier {
+	uint64_t unit;          /* index in the tensor */
+	uint32_t bits;          /* of the unit, zero-extended */
+};
+
+struct eq_quant_result {
+	uint64_t hist[256];
+	struct eq_quant_outlier *outlier; /* ascending; malloc'ed, may be NULL */
+	size_t n_outliers;
+	double sum_abs, err_abs;        /* sum |w|, sum |w - w'| */
+	double sum_sq, err_sq;          /* sum w^2, sum (w - w')^2 */
+};
+
+/*
+ * Reconstruction table of a format: the E4M3 value, or the symbol in two's
+ * complement. NaN for symbols that no encoder writes (fp8: 7f, 80, ff; int8: 80).
+ */
+void eq_quant_values(enum eq_qformat format, float value[256]);
+
+/* *sum_abs = sum |w|; *finite = false if any unit is NaN or infinite (and then
+ * the sum means nothing). Errors: -ENOMEM. */
+int eq_quant_l1(const struct eq_quant_tensor *t, struct eq_pool *pool,
+		double *sum_abs, bool *finite);
+
+/*
+ * Find the scale of each row (bfloat16 bits; 0 where the whole row is best
+ * coded as zeros). All units must be finite. l1_total is the sum |w| of the
+ * tensor that the rate is weighed against, n_total its number of units: those
+ * of t itself, or of the tensor that t is a sample of.
+ * Errors: -ENOMEM, EQ_ELIMIT (k).
+ */
+int eq_quant_search(const struct eq_quant_tensor *t, enum eq_qformat format,
+		    double lambda, double l1_total, uint64_t n_total,
+		    struct eq_pool *pool, uint16_t *scale);
+
+/*
+ * Quantise with given scales. sym takes rows * k symbols, recon rows * k units
+ * of the dtype as a decoder will produce them; recon may be t->w, and either may
+ * be NULL. *r is filled; release it with eq_quant_result_fini (also after a
+ * failure). Errors: -ENOMEM.
+ */
+int eq_quant_apply(const struct eq_quant_tensor *t, enum eq_qformat format,
+		   const uint16_t *scale, struct eq_pool *pool, uint8_t *sym,
+		   void *recon, struct eq_quant_result *r);
+void eq_quant_result_fini(struct eq_quant_result *r);
+
+/* ---- rate control -------------------------------------------------------- */
+
+struct eq_rate_tensor {
+	struct eq_quant_tensor sample;  /* some of its rows, evenly spaced */
+	uint64_t rows;                  /* of the whole tensor */
+	uint64_t overhead;              /* bytes of the record without parameters
+	                                   and chunk entries: 128 + dims + name */
+	uint32_t chunk_units;
+};
+
+enum eq_rate_status {
+	EQ_RATE_MET,            /* within the resolution of the search */
+	EQ_RATE_BELOW,          /* even the finest coding needs fewer bits */
+	EQ_RATE_ABOVE,          /* even the coarsest coding needs more bits */
+};
+
+struct eq_rate_result {
+	double lambda;          /* the closest that can be had */
+	double bits;            /* bits per parameter expected with it */
+	enum eq_rate_status status;
+};
+
+/*
+ * How many evenly spaced rows to sample of each of n tensors, so that about
+ * `budget` units are sampled in all (every row if there are no more). Each
+ * tensor gives at least one row.
+ */
+void eq_rate_sample_rows(size_t n, const uint64_t *rows, const uint64_t *k,
+			 uint64_t budget, uint64_t *sample);
+
+/*
+ * Bytes that a quantised tensor will take, payload rounded up to 4096 and
+ * record, from the histogram and outliers of a sample of n units of it.
+ */
+double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
+		     uint64_t n_outliers);
+
+/*
+ * Find the lambda that codes all tensors together at `bits` per parameter, of
+ * what is stored: symbols, scales, tables, headers, alignment. Tensors whose
+ * sample is not finite are left out. Errors: -ENOMEM, EQ_ELIMIT, -EINVAL (no
+ * tensor to go by).
+ */
+int eq_rate_find(const struct eq_rate_tensor *t, size_t n,
+		 enum eq_qformat format, double bits, struct eq_pool *pool,
+		 struct eq_rate_result *out);
+
+/* ---- shared by the parts of the quantiser -------------------------------- */
+
+/* A format's levels, by magnitude; see quant.c. */
+struct eq_quant_format {
+	unsigned top;           /* greatest level with a symbol */
+	float mid[EQ_QUANT_LEVELS]; /* [j]: between levels j - 1 and j, j >= 1 */
+	float value[EQ_QUANT_LEVELS];
+	int32_t step[EQ_QUANT_LEVELS]; /* value in units of `unit` */
+	float unit;             /* 2^-9 or 1; rate(q) = |q| / unit * 2^-7 */
+};
+void eq_quant_format_init(struct eq_quant_format *f, enum eq_qformat format);
+
+/* Rows are dealt out in blocks, whose size depends on k alone. */
+static inline uint64_t eq_quant_block_rows(uint64_t k)
+{
+	return k >= 1 << 19 ? 1 : (1 << 19) / k;
+}
+
+static inline float eq_float_of(uint32_t u)
+{
+	float f;
+
+	__builtin_memcpy(&f, &u, sizeof(f));
+	return f;
+}
+
+static inline uint32_t eq_float_bits(float f)
+{
+	uint32_t u;
+
+	__builtin_memcpy(&u, &f, sizeof(u));
+	return u;
+}
+
+/* float32 bits of binary16 bits: exact. The product with 2^112 also turns
+ * subnormal halves into normal floats. */
+static inline uint32_t eq_half_widen(uint16_t h)
+{
+	uint32_t m = (uint32_t)(h & 0x7fff) << 13;
+	uint32_t u = eq_float_bits(eq_float_of(m) * 0x1p112f);
+
+	if ((h & 0x7c00) == 0x7c00)
+		u = m | 0x7f800000;
+	return u | (uint32_t)(h & 0x8000) << 16;
+}
+
+/* binary16 bits of float32, to nearest, ties to even; NaN is not expected. */
+static inline uint16_t eq_half_narrow(float f)
+{
+	uint32_t u = eq_float_bits(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+	/* below 2^-14 the sum with 1/2 leaves the half's 2^-24 as last place */
+	uint32_t sub = eq_float_bits(eq_float_of(a) + 0.5f) - 0x3f000000;
+	uint32_t nor = (a + 0xfff + (a >> 13 & 1) - (112u << 23)) >> 13;
+
+	if (a >= 0x477ff000)
+		nor = 0x7c00;
+	return (uint16_t)(sign | (a < 0x38800000 ? sub : nor));
+}
+
+static inline uint16_t eq_bf16_narrow(float f)
+{
+	uint32_t u = eq_float_bits(f);
+
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* Level of t = |w| / s >= 0 among the E4M3 magnitudes; above 126 if beyond. */
+static inline uint32_t eq_level_fp8(float t)
+{
+	uint32_t u = eq_float_bits(t);
+	/* below 2^-6 levels are 2^-9 apart, the last place of 2^14 + t */
+	uint32_t sub = eq_float_bits(t + 16384.0f) - 0x46800000;
+	uint32_t nor = ((u + 0x7ffff + (u >> 20 & 1)) >> 20) - 960;
+
+	return u < 0x3c800000 ? sub : nor;
+}
+
+/* The same for int8; above 127 if beyond. */
+static inline uint32_t eq_level_int8(float t)
+{
+	return eq_float_bits((t < 200.0f ? t : 200.0f) + 8388608.0f) - 0x4b000000;
+}
+
+#endif
