@@ -1,5 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 # tools/: the two programs and what they share. One file a line.
-EQ_CLI_SOURCES =
-EQAR_SOURCES =
+EQ_CLI_SOURCES = \
+	tools/cli.c \
+	tools/cli.h
+EQAR_SOURCES = \
+	tools/eqar.c \
+	tools/eqar.h \
+	tools/eqar_bench.c \
+	tools/eqar_file.c \
+	tools/eqar_list.c \
+	tools/eqar_pack.c \
+	tools/eqar_repo.c \
+	tools/eqar_unpack.c \
+	tools/eqar_verify.c \
+	tools/eqar_walk.c
 EQFS_SOURCES =

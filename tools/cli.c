@@ -1,0 +1,339 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "config.h"
+
+#include "cli.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+/* ---- messages ------------------------------------------------------------ */
+
+static void put_plain(FILE *f, const char *text, size_t len)
+{
+	for (size_t i = 0; i < len; i++) {
+		unsigned char c = (unsigned char)text[i];
+
+		putc(c < 0x20 || c == 0x7f ? '?' : c, f);
+	}
+}
+
+void eq_cli_error(const char *fmt, ...)
+{
+	char *text = NULL;
+	va_list ap;
+	int n;
+
+	va_start(ap, fmt);
+	n = vasprintf(&text, fmt, ap);
+	va_end(ap);
+	/* A progress line may stand there. */
+	if (isatty(STDERR_FILENO))
+		fputs("\r\033[K", stderr);
+	/* One line, whatever a file name holds. */
+	fprintf(stderr, "%s: ", program_invocation_short_name);
+	if (n >= 0)
+		put_plain(stderr, text, (size_t)n);
+	else
+		fputs("out of memory", stderr);
+	putc('\n', stderr);
+	if (n >= 0)
+		free(text);
+}
+
+int eq_cli_usage(const char *command)
+{
+	fprintf(stderr, "Try '%s --help' for more information.\n", command);
+	return EQ_EXIT_USAGE;
+}
+
+int eq_cli_finish(int status)
+{
+	errno = 0;
+	if (fflush(stdout) || ferror(stdout)) {
+		eq_cli_error("standard output: %s",
+			     strerror(errno ? errno : EIO));
+		return EQ_EXIT_FAIL;
+	}
+	return status;
+}
+
+int eq_cli_parse_uint(const char *text, unsigned min, unsigned max,
+		      unsigned *out)
+{
+	unsigned long v;
+	char *end;
+
+	if (*text < '0' || *text > '9')
+		return -EINVAL;
+	errno = 0;
+	v = strtoul(text, &end, 10);
+	if (errno || *end || v < min || v > max)
+		return -EINVAL;
+	*out = (unsigned)v;
+	return 0;
+}
+
+const char *eq_cli_size(char buf[EQ_CLI_SIZE], uint64_t bytes)
+{
+	static const char units[][4] = { "KiB", "MiB", "GiB", "TiB",
+					 "PiB", "EiB" };
+	double v = (double)bytes / 1024;
+	size_t u = 0;
+
+	if (bytes < 1024) {
+		snprintf(buf, EQ_CLI_SIZE, "%u B", (unsigned)bytes);
+		return buf;
+	}
+	/* 999.5 would be printed as 1000: that belongs to the next unit. */
+	while (v >= 999.5 && u + 1 < sizeof(units) / sizeof(units[0])) {
+		v /= 1024;
+		u++;
+	}
+	if (v < 9.995) {
+		unsigned n = (unsigned)(v * 100 + 0.5);
+
+		snprintf(buf, EQ_CLI_SIZE, "%u.%02u %s", n / 100, n % 100,
+			 units[u]);
+	} else if (v < 99.95) {
+		unsigned n = (unsigned)(v * 10 + 0.5);
+
+		snprintf(buf, EQ_CLI_SIZE, "%u.%u %s", n / 10, n % 10,
+			 units[u]);
+	} else {
+		snprintf(buf, EQ_CLI_SIZE, "%u %s", (unsigned)(v + 0.5),
+			 units[u]);
+	}
+	return buf;
+}
+
+void eq_cli_put(const char *text, size_t len)
+{
+	put_plain(stdout, text, len);
+}
+
+/* ---- JSON ---------------------------------------------------------------- */
+
+void eq_cli_json_number(cJSON *obj, const char *key, double value)
+{
+	if (isfinite(value))
+		cJSON_AddNumberToObject(obj, key, value);
+	else
+		cJSON_AddNullToObject(obj, key);
+}
+
+/* Length of the UTF-8 sequence at s (RFC 3629, table of section 4), or 0. */
+static size_t utf8_len(const unsigned char *s, size_t left)
+{
+	unsigned char lo = 0x80, hi = 0xbf;
+	size_t n;
+
+	if (s[0] < 0x80)
+		return 1;
+	if (s[0] >= 0xc2 && s[0] <= 0xdf) {
+		n = 2;
+	} else if (s[0] >= 0xe0 && s[0] <= 0xef) {
+		n = 3;
+		if (s[0] == 0xe0)
+			lo = 0xa0;
+		if (s[0] == 0xed)
+			hi = 0x9f;
+	} else if (s[0] >= 0xf0 && s[0] <= 0xf4) {
+		n = 4;
+		if (s[0] == 0xf0)
+			lo = 0x90;
+		if (s[0] == 0xf4)
+			hi = 0x8f;
+	} else {
+		return 0;
+	}
+	if (left < n || s[1] < lo || s[1] > hi)
+		return 0;
+	for (size_t i = 2; i < n; i++)
+		if ((s[i] & 0xc0) != 0x80)
+			return 0;
+	return n;
+}
+
+/* cJSON's strings end at NUL and pass any byte on, so we write the literal. */
+cJSON *eq_cli_json_text(const char *s, size_t len)
+{
+	const unsigned char *in = (const unsigned char *)s;
+	char *lit = malloc(6 * len + 3), *o = lit;
+	cJSON *item;
+
+	if (!lit)
+		return NULL;
+	*o++ = '"';
+	for (size_t i = 0; i < len;) {
+		size_t n = utf8_len(in + i, len - i);
+
+		if (n == 0) {
+			o = stpcpy(o, "\xef\xbf\xbd");
+			n = 1;
+		} else if (in[i] < 0x20 || in[i] == 0x7f) {
+			o += sprintf(o, "\\u%04x", in[i]);
+		} else if (in[i] == '"' || in[i] == '\\') {
+			*o++ = '\\';
+			*o++ = (char)in[i];
+		} else {
+			memcpy(o, in + i, n);
+			o += n;
+		}
+		i += n;
+	}
+	strcpy(o, "\"");
+	item = cJSON_CreateRaw(lit);
+	free(lit);
+	return item;
+}
+
+void eq_cli_json_string(cJSON *obj, const char *key, const char *s, size_t len)
+{
+	cJSON_AddItemToObject(obj, key, eq_cli_json_text(s, len));
+}
+
+int eq_cli_json_print(cJSON *obj)
+{
+	char *text = obj ? cJSON_PrintUnformatted(obj) : NULL;
+
+	cJSON_Delete(obj);
+	if (!text) {
+		eq_cli_error("%s", strerror(ENOMEM));
+		return -ENOMEM;
+	}
+	puts(text);
+	cJSON_free(text);
+	return 0;
+}
+
+/* ---- progress ------------------------------------------------------------ */
+
+void eq_cli_progress_init(struct eq_cli_progress *p, bool quiet)
+{
+	*p = (struct eq_cli_progress){ .label = "" };
+	p->on = !quiet && isatty(STDERR_FILENO);
+}
+
+void eq_cli_progress_file(struct eq_cli_progress *p, const char *label)
+{
+	p->label = label;
+	p->phase[0] = 0;
+}
+
+void eq_cli_progress_clear(struct eq_cli_progress *p)
+{
+	if (p->shown)
+		fputs("\r\033[K", stderr);
+	p->shown = false;
+}
+
+static double seconds_between(const struct timespec *a,
+			      const struct timespec *b)
+{
+	return (double)(b->tv_sec - a->tv_sec) +
+	       1e-9 * (double)(b->tv_nsec - a->tv_nsec);
+}
+
+static void draw(struct eq_cli_progress *p, uint64_t done, uint64_t total,
+		 double elapsed)
+{
+	double rate = elapsed > 0 ? (double)done / elapsed : 0;
+	struct winsize ws;
+	char tail[80];
+	size_t len = strlen(p->label), room = 80;
+	int n;
+
+	n = snprintf(tail, sizeof(tail), ": %s %3u%%  %.0f MB/s", p->phase,
+		     total ? (unsigned)((double)done * 100 / (double)total) : 0,
+		     rate / 1e6);
+	/* The first instants say nothing about the rest. */
+	if (rate > 0 && total >= done && elapsed > 0.5) {
+		uint64_t s = (uint64_t)((double)(total - done) / rate + 0.5);
+
+		n += snprintf(tail + n, sizeof(tail) - (size_t)n,
+			      "  %llu:%02u:%02u left",
+			      (unsigned long long)(s / 3600),
+			      (unsigned)(s / 60 % 60), (unsigned)(s % 60));
+	}
+	if (ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 0)
+		room = ws.ws_col;
+	room = room > (size_t)n + 1 ? room - (size_t)n - 1 : 0;
+	fputc('\r', stderr);
+	/* The end of a path tells more than its beginning. */
+	put_plain(stderr, p->label + (len > room ? len - room : 0),
+		  len > room ? room : len);
+	fprintf(stderr, "%s\033[K", tail);
+	fflush(stderr);
+	p->shown = true;
+}
+
+int eq_cli_progress_step(void *arg, const char *what, uint64_t done,
+			 uint64_t total)
+{
+	struct eq_cli_progress *p = arg;
+	struct timespec now;
+
+	if (eq_cli_signal())
+		return 1;
+	if (!p->on)
+		return 0;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	if (strncmp(p->phase, what, sizeof(p->phase) - 1)) {
+		snprintf(p->phase, sizeof(p->phase), "%s", what);
+		p->start = now;
+	}
+	if (!p->shown || seconds_between(&p->drawn, &now) >= 0.2) {
+		draw(p, done, total, seconds_between(&p->start, &now));
+		p->drawn = now;
+	}
+	return 0;
+}
+
+/* ---- signals ------------------------------------------------------------- */
+
+/* A handler has no argument of ours: this is the one variable it may set.
+ * Atomic because the codec's threads poll it. */
+static atomic_int signal_seen;
+
+static void on_signal(int sig)
+{
+	signal_seen = sig;
+}
+
+void eq_cli_catch_signals(void)
+{
+	static const int signals[] = { SIGINT, SIGTERM, SIGHUP };
+	struct sigaction old, sa = { .sa_handler = on_signal };
+
+	sigemptyset(&sa.sa_mask);
+	sa.sa_flags = SA_RESTART;
+	for (size_t i = 0; i < sizeof(signals) / sizeof(signals[0]); i++)
+		if (sigaction(signals[i], NULL, &old) == 0 &&
+		    old.sa_handler != SIG_IGN)
+			sigaction(signals[i], &sa, NULL);
+	signal(SIGXFSZ, SIG_IGN);
+}
+
+int eq_cli_signal(void)
+{
+	return signal_seen;
+}
+
+void eq_cli_die_of_signal(void)
+{
+	int sig = signal_seen;
+
+	if (!sig)
+		return;
+	signal(sig, SIG_DFL);
+	raise(sig);
+	_exit(128 + sig);
+}

@@ -1,0 +1,310 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* pack -r and unpack -r: the files of a repository, in place. */
+#include "config.h"
+
+#include "eqar.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/vfs.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+struct repo {
+	const struct eq_common *common;
+	const struct eq_pack *pack;     /* NULL when unpacking */
+	struct eq_runner *r;
+	struct eq_policy policy;
+	bool force, failed;
+	uint64_t files, size, stored;
+};
+
+bool eq_name_ends(const char *name, const char *suffix)
+{
+	size_t n = strlen(name), s = strlen(suffix);
+
+	return n > s && !strcmp(name + n - s, suffix);
+}
+
+/* Through a mount the archives look plain; packing them there would pack the
+ * decoded files once more. The attribute alone may be a copy's. */
+static bool is_eqfs_mount(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC &&
+	       fgetxattr(fd, "user.eqfs.state", NULL, 0) >= 0;
+}
+
+static void summary(const struct repo *p)
+{
+	FILE *f = p->pack && p->pack->dry_run ? stdout : stderr;
+	char from[EQ_CLI_SIZE], to[EQ_CLI_SIZE];
+
+	eq_cli_progress_clear(&p->r->progress);
+	if (p->common->json || p->common->quiet || p->files == 0)
+		return;
+	if (f == stderr && !p->common->verbose && !p->r->progress.on)
+		return;
+	eq_cli_size(from, p->pack ? p->size : p->stored);
+	eq_cli_size(to, p->pack ? p->stored : p->size);
+	fprintf(f, "total: %llu files, %s -> %s%s\n",
+		(unsigned long long)p->files, from,
+		f == stdout ? "about " : "", to);
+}
+
+/* ---- pack -r ------------------------------------------------------------- */
+
+/* A file that the rule leaves alone: not an error, but worth a word. */
+static void left_plain(const struct repo *p, const char *path, const char *why)
+{
+	cJSON *o;
+
+	eq_cli_progress_clear(&p->r->progress);
+	if (p->common->json) {
+		o = cJSON_CreateObject();
+		eq_cli_json_string(o, "file", path, strlen(path));
+		cJSON_AddStringToObject(o, "action", "skip");
+		cJSON_AddStringToObject(o, "reason", why);
+		eq_cli_json_print(o);
+	} else if (p->common->verbose) {
+		fprintf(stderr, "%s: left as it is: %s\n", path, why);
+	}
+}
+
+/* Why the rule leaves this result alone, or NULL if it is a failure. */
+static const char *why_left(int rc)
+{
+	switch (rc) {
+	case EQ_ELIMIT:
+		return "beyond the limits of the format";
+	case -EMLINK:
+		return "has hard links";
+	case -ENOTSUP:
+		return "would not become smaller";
+	case -ENAMETOOLONG:
+		return "the name is too long";
+	default:
+		return NULL;
+	}
+}
+
+static int estimate(const struct repo *p, int fd, const struct eq_visit *v,
+		    struct eq_summary *sum, struct eq_error *err)
+{
+	int rc;
+
+	if (v->st->st_nlink > 1)
+		return -EMLINK;
+	rc = eq_estimate(fd, v->path, &p->policy, &p->r->run, sum, err);
+	return rc == 0 && sum->stored >= sum->size ? -ENOTSUP : rc;
+}
+
+static int pack_visit(void *arg, const struct eq_visit *v)
+{
+	struct eq_error err = { .text = "" };
+	struct repo *p = arg;
+	struct eq_summary sum;
+	struct eq_st *st;
+	const char *why;
+	int fd, rc;
+
+	if (eq_cli_signal())
+		return 1;
+	if (eq_tmp_is(v->name)) {
+		if (!p->pack->dry_run)
+			(void)eq_tmp_sweep(v->dirfd, v->name);
+		return 0;
+	}
+	if (eq_name_ends(v->name, EQ_SUFFIX) ||
+	    eq_name_ends(v->name, ".incomplete"))
+		return 0;
+	fd = openat(v->dirfd, v->name,
+		    O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+	if (fd < 0) {
+		rc = -errno;
+		goto fail;
+	}
+	if (is_eqfs_mount(fd)) {
+		close(fd);
+		eq_cli_error("%s: lies in a mounted eqfs; pack its store",
+			     v->path);
+		p->failed = true;
+		return 1;
+	}
+	/* Content decides, not the suffix: a hub's blobs have none. */
+	rc = eq_st_read(fd, v->path, &st, NULL, &err);
+	if (rc == EQ_ENOTST) {
+		close(fd);
+		return 0;
+	}
+	if (rc == 0) {
+		eq_st_free(st);
+		eq_cli_progress_file(&p->r->progress, v->path);
+		if (p->pack->dry_run)
+			rc = estimate(p, fd, v, &sum, &err);
+		else
+			rc = eq_shrink(v->dirfd, v->name, &p->policy,
+				       &p->r->run, NULL, &sum, &err);
+	}
+	close(fd);
+	why = why_left(rc);
+	if (why) {
+		left_plain(p, v->path, why);
+		return 0;
+	}
+fail:
+	if (rc) {
+		eq_runner_error(p->r, v->path, rc, &err);
+		p->failed = true;
+		return eq_cli_signal() ? 1 : 0;
+	}
+	p->files++;
+	p->size += sum.size;
+	p->stored += sum.stored;
+	eq_pack_report(p->pack, p->r, v->path, &sum);
+	return 0;
+}
+
+int eq_repo_pack(const struct eq_pack *pack, struct eq_runner *r,
+		 const char *dir)
+{
+	struct repo p = { .common = &pack->common, .pack = pack, .r = r };
+	char *text;
+	int fd, rc;
+
+	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0) {
+		eq_cli_error("%s: %s", dir, strerror(errno));
+		return EQ_EXIT_FAIL;
+	}
+	rc = eq_pack_policy(pack, fd, dir, &p.policy);
+	close(fd);
+	if (rc)
+		return EQ_EXIT_FAIL;
+	text = eq_policy_text(&p.policy);
+	if (pack->common.verbose)
+		fprintf(stderr, "%s: policy: %s\n", dir, text ? text : "?");
+	free(text);
+	eq_walk(dir, pack_visit, &p, &p.failed);
+	summary(&p);
+	eq_policy_fini(&p.policy);
+	return p.failed ? EQ_EXIT_FAIL : EQ_EXIT_OK;
+}
+
+/* ---- unpack -r ----------------------------------------------------------- */
+
+/* Decode into o and make sure of every byte before anything is removed. */
+static int restore_bytes(struct repo *p, struct eq_archive *a,
+			 struct eq_output *o, struct eq_error *err)
+{
+	const struct eq_file_info *info = eq_archive_info(a);
+	struct eq_compare cmp;
+	int rc;
+
+	rc = eq_archive_unpack(a, o->fd, &p->r->run, err);
+	if (rc)
+		return rc;
+	/* Lossless: the file as written against the archive and its SHA-256.
+	 * Lossy: there is no original any more, but each tensor has its hash. */
+	return eq_archive_verify(a, info->lossy ? -1 : o->fd, o->path,
+				 &p->r->run, &cmp, NULL, NULL, err);
+}
+
+static int restore(struct repo *p, struct eq_archive *a, const char *plain,
+		   const struct eq_visit *v, const struct stat *st, int xattr_fd)
+{
+	const struct eq_file_info *info = eq_archive_info(a);
+	const struct timespec times[2] = {
+		st->st_atim, { .tv_sec = info->mtime_s,
+			       .tv_nsec = (long)info->mtime_ns } };
+	struct eq_error err = { .text = "" };
+	struct eq_output o;
+	struct stat now;
+	int rc;
+
+	rc = eq_output_begin(&o, v->dirfd, plain, p->force);
+	if (rc)
+		return rc;
+	rc = restore_bytes(p, a, &o, &err);
+	if (rc == 0 && eq_cli_signal())
+		rc = -ECANCELED;
+	if (rc) {
+		eq_runner_error(p->r, v->path, rc, &err);
+		eq_output_abort(&o);
+		return rc;
+	}
+	eq_xattrs_copy(o.fd, xattr_fd);
+	rc = eq_output_commit(&o, st, times);
+	if (rc)
+		return rc;
+	/* Remove what we decoded, not what may have taken its name. */
+	if (fstatat(v->dirfd, v->name, &now, AT_SYMLINK_NOFOLLOW) ||
+	    now.st_dev != st->st_dev || now.st_ino != st->st_ino)
+		rc = -EBUSY;
+	else if (unlinkat(v->dirfd, v->name, 0) || fsync(v->dirfd))
+		rc = -errno;
+	if (rc)
+		eq_runner_error(p->r, v->path, rc, &err);
+	return rc;
+}
+
+static int unpack_visit(void *arg, const struct eq_visit *v)
+{
+	struct repo *p = arg;
+	struct eq_error err;
+	struct eq_archive *a;
+	struct stat st, st2;
+	char *plain;
+	int fd = -1;
+
+	if (eq_cli_signal())
+		return 1;
+	if (eq_tmp_is(v->name)) {
+		(void)eq_tmp_sweep(v->dirfd, v->name);
+		return 0;
+	}
+	if (!eq_name_ends(v->name, EQ_SUFFIX))
+		return 0;
+	eq_cli_progress_file(&p->r->progress, v->path);
+	plain = strndup(v->path, strlen(v->path) - strlen(EQ_SUFFIX));
+	if (!plain) {
+		eq_cli_error("%s: %s", v->path, strerror(ENOMEM));
+		p->failed = true;
+		return 0;
+	}
+	a = eq_input_archive(v->dirfd, v->name, v->path, &st, &err);
+	if (a)
+		fd = eq_input_open(v->dirfd, v->name, v->path, &st2, &err);
+	if (fd < 0) {
+		eq_cli_error("%s", err.text);
+		p->failed = true;
+	} else if (restore(p, a, plain, v, &st, fd)) {
+		p->failed = true;
+	} else {
+		p->files++;
+		p->size += eq_archive_info(a)->size;
+		p->stored += eq_archive_info(a)->stored;
+		eq_unpack_report(p->common, p->r, plain, eq_archive_info(a));
+	}
+	if (fd >= 0)
+		close(fd);
+	free(plain);
+	if (a)
+		eq_archive_close(a);
+	return eq_cli_signal() ? 1 : 0;
+}
+
+int eq_repo_unpack(const struct eq_common *c, bool force, struct eq_runner *r,
+		   const char *dir)
+{
+	struct repo p = { .common = c, .r = r, .force = force };
+
+	eq_walk(dir, unpack_visit, &p, &p.failed);
+	summary(&p);
+	return p.failed ? EQ_EXIT_FAIL : EQ_EXIT_OK;
+}
