@@ -7,17 +7,35 @@ EQ_CODEC_SOURCES = \
 	codec/archive_read.c \
 	codec/archive_scan.c \
 	codec/archive_verify.c \
-	codec/archive_write.c \
+	codec/encode.c \
+	codec/encode_lossless.c \
+	codec/encode_pass.c \
+	codec/encode_priv.h \
+	codec/encode_quant.c \
+	codec/encode_sample.c \
+	codec/estimate.c \
 	codec/backend.h \
+	codec/backend_cpu.c \
+	codec/coding.c \
+	codec/coding.h \
+	codec/cpu.c \
+	codec/cpu.h \
+	codec/dequant.c \
 	codec/floats.h \
 	codec/eqcodec.h \
 	codec/format.h \
+	codec/kernels.h \
+	codec/model.c \
+	codec/model.h \
 	codec/pool.c \
 	codec/quant.c \
 	codec/quant.h \
 	codec/quant_rate.c \
 	codec/quant_search.c \
+	codec/rans.c \
+	codec/rans.h \
 	codec/shrink.c \
+	codec/split.c \
 	codec/tmpfile.c
 
 EQ_AVX2_SOURCES =

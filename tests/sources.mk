@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # tests/: one entry a line.
 # Programs that cmocka runs, each from the .c of its name.
-UNIT_TESTS =
+UNIT_TESTS = \
+	tests/unit_coding \
+	tests/unit_rans
 # Programs of `make bench`, each from the .c of its name.
 EQ_BENCHES =
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
 SCRIPT_TESTS =
 # What those need beside them: libraries, generators, fixtures.
-TEST_FILES =
+TEST_FILES = \
+	tests/codec_util.h

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Dequantisation, scalar reference: a table symbol -> unit for each row, then a
+ * look-up a symbol (eqar.5, QUANTISED TENSORS). All the arithmetic is in making
+ * the table, so the look-up cannot differ between instruction sets.
+ */
+#include <string.h>
+
+#include "kernels.h"
+
+static uint32_t float_bits(float f)
+{
+	uint32_t u;
+
+	memcpy(&u, &f, sizeof(u));
+	return u;
+}
+
+/* A NaN must not round up to an infinity or beyond; it becomes a quiet NaN. */
+static uint16_t to_bf16(uint32_t u)
+{
+	if ((u & 0x7fffffff) > 0x7f800000)
+		return (uint16_t)(u >> 16 | 0x40);
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+}
+
+/* binary32 -> binary16, to nearest even, subnormals kept; too large becomes
+ * infinity. */
+static uint16_t to_f16(uint32_t u)
+{
+	uint32_t sign = u >> 16 & 0x8000, a = u & 0x7fffffff, m, shift, half;
+
+	if (a > 0x7f800000)
+		return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x3ff));
+	if (a >= 0x47800000) /* 65536 */
+		return (uint16_t)(sign | 0x7c00);
+	if (a >= 0x38800000) { /* 2^-14: normal; a carry runs into the exponent */
+		a -= 112u << 23;
+		return (uint16_t)(sign | (a + 0xfff + (a >> 13 & 1)) >> 13);
+	}
+	if (a < 0x33000000) /* less than half of 2^-24 */
+		return (uint16_t)sign;
+	shift = 126 - (a >> 23);
+	m = (a & 0x7fffff) | 0x800000;
+	half = 1u << (shift - 1);
+	return (uint16_t)(sign | (m + half - 1 + (m >> shift & 1)) >> shift);
+}
+
+static void lut_bf16_c(const float value[256], float scale, uint16_t lut[256])
+{
+	for (unsigned s = 0; s < 256; s++)
+		lut[s] = to_bf16(float_bits(value[s] * scale));
+}
+
+static void lut_f16_c(const float value[256], float scale, uint16_t lut[256])
+{
+	for (unsigned s = 0; s < 256; s++)
+		lut[s] = to_f16(float_bits(value[s] * scale));
+}
+
+static void lut_f32_c(const float value[256], float scale, uint32_t lut[256])
+{
+	for (unsigned s = 0; s < 256; s++)
+		lut[s] = float_bits(value[s] * scale);
+}
+
+static void map16_c(const uint8_t *sym, size_t n, const uint16_t lut[256],
+		    void *out)
+{
+	uint8_t *o = out;
+
+	for (size_t i = 0; i < n; i++)
+		memcpy(o + 2 * i, &lut[sym[i]], 2);
+}
+
+static void map32_c(const uint8_t *sym, size_t n, const uint32_t lut[256],
+		    void *out)
+{
+	uint8_t *o = out;
+
+	for (size_t i = 0; i < n; i++)
+		memcpy(o + 4 * i, &lut[sym[i]], 4);
+}
+
+void eq_dequant_init_c(struct eq_kernels *k)
+{
+	k->lut_bf16 = lut_bf16_c;
+	k->lut_f16 = lut_f16_c;
+	k->lut_f32 = lut_f32_c;
+	k->map16 = map16_c;
+	k->map32 = map32_c;
+}

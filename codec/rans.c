@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The entropy coder, scalar reference: rANS (J. Duda, arXiv 1311.2540) with 32
+ * interleaved lanes, 12-bit probabilities and 16-bit renormalisation. eqar.5,
+ * ENTROPY CODER, has the bitstream.
+ */
+#include <string.h>
+
+#include "eqcodec.h"
+#include "format.h"
+#include "rans.h"
+
+static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
+{
+	const uint32_t *slot = d->slot;
+	const uint16_t *next = d->next;
+	uint32_t *x = d->x;
+
+	for (; groups; groups--, out += EQ_GROUP) {
+		for (unsigned t = 0; t < 4; t++) {
+#pragma GCC unroll 8
+			for (unsigned l = 0; l < EQ_LANES; l++) {
+				uint32_t e = slot[x[l] & 4095];
+				uint32_t y = (e >> 12 & 4095) * (x[l] >> 12) +
+					     (e & 4095);
+				uint32_t refill = y << 16 | *next;
+				bool low = y < EQ_RANS_L;
+
+				out[4 * l + t] = (uint8_t)(e >> 24);
+				x[l] = low ? refill : y;
+				next += low;
+			}
+		}
+		if (next > d->end) {
+			next = d->end;
+			d->err = 1;
+		}
+	}
+	d->next = next;
+}
+
+void eq_rans_decode_c(struct eq_rans_dec *const *dec, uint8_t *const *out,
+		      unsigned k, size_t groups)
+{
+	for (unsigned i = 0; i < k; i++)
+		decode_one(dec[i], out[i], groups);
+}
+
+uint16_t *eq_rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
+			   const uint8_t *sym, size_t groups, uint16_t *top)
+{
+	bool absent = false;
+
+	for (sym += groups * EQ_GROUP; groups; groups--) {
+		sym -= EQ_GROUP;
+		for (unsigned t = 4; t-- > 0;) {
+			for (unsigned l = EQ_LANES; l-- > 0;) {
+				unsigned s = sym[4 * l + t];
+				uint32_t f = enc->fs[s] & 0xffff;
+				uint32_t y = x[l], q, r;
+
+				absent |= !f;
+				if (y >= f << 20) {
+					*--top = (uint16_t)y;
+					y >>= 16;
+				}
+				/* The reciprocal is rounded down, so the
+				 * quotient is right or one too small. */
+				q = (uint32_t)((uint64_t)y * enc->rcp[s] >> 32);
+				r = y - q * f;
+				if (r >= f) {
+					q++;
+					r -= f;
+				}
+				x[l] = (q << 12) + r + (enc->fs[s] >> 16);
+			}
+		}
+	}
+	return absent ? NULL : top;
+}
+
+void eq_kernels_init_c(struct eq_kernels *k)
+{
+	k->isa = "c";
+	k->streams = 4; /* for the table's sake: it stays in the cache */
+	k->rans_decode = eq_rans_decode_c;
+	k->rans_encode = eq_rans_encode_c;
+	eq_split_init_c(k);
+	eq_dequant_init_c(k);
+}
+
+int eq_rans_dec_init(struct eq_rans_dec *d, const uint8_t *part,
+		     uint32_t n_words, const uint32_t *slot)
+{
+	memcpy(d->x, part, sizeof(d->x));
+	d->next = (const uint16_t *)(const void *)(part + sizeof(d->x));
+	d->end = d->next + n_words;
+	d->slot = slot;
+	d->err = 0;
+	for (unsigned l = 0; l < EQ_LANES; l++)
+		if (d->x[l] < EQ_RANS_L)
+			return EQ_ECORRUPT;
+	return 0;
+}
+
+int eq_rans_dec_finish(const struct eq_rans_dec *d)
+{
+	uint32_t diff = 0;
+
+	for (unsigned l = 0; l < EQ_LANES; l++)
+		diff |= d->x[l] ^ EQ_RANS_L;
+	return d->err || d->next != d->end || diff ? EQ_ECORRUPT : 0;
+}
+
+size_t eq_rans_write(const struct eq_kernels *k, const struct eq_rans_enc *enc,
+		     const uint8_t *sym, size_t n, uint8_t *out,
+		     uint32_t *n_words)
+{
+	size_t full = n / EQ_GROUP, tail = n % EQ_GROUP, words, size;
+	uint16_t *low = (uint16_t *)(void *)(out + 128);
+	/* Room for a word a symbol, and for what the encoder spoils below. */
+	uint16_t *top = low + (full + 1) * EQ_GROUP + 16, *p = top;
+	uint32_t x[EQ_LANES];
+
+	for (unsigned l = 0; l < EQ_LANES; l++)
+		x[l] = EQ_RANS_L;
+	if (tail) {
+		uint8_t last[EQ_GROUP];
+
+		memcpy(last, sym + full * EQ_GROUP, tail);
+		memset(last + tail, enc->pad, EQ_GROUP - tail);
+		p = k->rans_encode(enc, x, last, 1, p);
+	}
+	if (p)
+		p = k->rans_encode(enc, x, sym, full, p);
+	if (!p)
+		return 0;
+	words = (size_t)(top - p);
+	memcpy(out, x, sizeof(x));
+	memmove(low, p, 2 * words);
+	size = eq_rans_size(words);
+	memset(out + 128 + 2 * words, 0, size - 128 - 2 * words);
+	*n_words = (uint32_t)words;
+	return size;
+}
