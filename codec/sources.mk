@@ -1,6 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # codec/: the archive and its codecs. One file a line.
 EQ_CODEC_SOURCES = \
+	codec/dtype.c \
+	codec/error.c \
+	codec/json_scan.c \
+	codec/json_scan.h \
+	codec/policy.c \
+	codec/policy_select.c \
+	codec/safetensors.c \
+	codec/utf8.c \
+	codec/utf8.h \
 	codec/archive_build.c \
 	codec/archive_index.c \
 	codec/archive_priv.h \
