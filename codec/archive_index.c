@@ -11,6 +11,7 @@
 #include <zstd.h>
 
 #include "archive_priv.h"
+#include "model.h"
 
 static const char codec_names[][8] = {
 	[EQ_CODEC_RAW] = "raw",
@@ -160,6 +161,17 @@ static int check_payload(struct eq_archive *a, const struct eq_disk_tensor *r, s
 	return 0;
 }
 
+void eq_plan_of_record(struct eq_plan *plan, const struct eq_disk_tensor *r,
+		       enum eq_codec_id codec)
+{
+	*plan = (struct eq_plan){
+		.codec = codec, .unit = r->unit, .transform = r->transform, .dtype = r->dtype,
+		.scale_dtype = r->scale_dtype, .chunk_units = r->chunk_units,
+		.n_units = r->n_bytes / r->unit, .row_units = r->row_units,
+		.const_value = r->const_value,
+	};
+}
+
 /* Lengths only: enough to walk from record to record and to size the arrays. */
 static int check_extent(const struct eq_archive *a, const struct walk *w,
 			struct eq_error *err)
@@ -185,6 +197,7 @@ static int load_tensor(struct eq_archive *a, size_t i, struct walk *w, struct eq
 	struct eq_tensor_info *t = &a->tensors[i];
 	struct eq_tensor_priv *p = &a->priv[i];
 	const uint8_t *q = (const uint8_t *)(r + 1);
+	struct eq_plan plan;
 	int codec, rc;
 
 	codec = eq_codec_find(r->codec);
@@ -233,6 +246,11 @@ static int load_tensor(struct eq_archive *a, size_t i, struct walk *w, struct eq
 	rc = check_payload(a, r, w, p->chunks, a->chunk_off + w->n_chunks, p->codec, err);
 	if (rc)
 		return rc;
+	eq_plan_of_record(&plan, r, p->codec);
+	rc = eq_plan_check(&plan, p->params, r->param_len);
+	if (rc)
+		return eq_fail(err, rc, "%s: tensor '%.128s': parameters: %s", a->name, t->name,
+			       eq_strerror(rc));
 	w->n_chunks += r->n_chunks;
 	if (__builtin_add_overflow(w->logical, r->n_bytes, &w->logical))
 		return bad(a, err, "sizes overflow");

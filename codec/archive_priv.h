@@ -57,6 +57,9 @@ int eq_write_full(int fd, const void *buf, size_t len, uint64_t off);
 
 /* archive_index.c: fill a from its index. Errors as eq_archive_open. */
 int eq_index_load(struct eq_archive *a, struct eq_error *err);
+/* The plain fields of a plan; no tables. */
+void eq_plan_of_record(struct eq_plan *plan, const struct eq_disk_tensor *r,
+		       enum eq_codec_id codec);
 
 /* The plan of tensor i, built once; owned by the archive. */
 int eq_archive_plan(struct eq_archive *a, size_t i, const struct eq_plan **out,

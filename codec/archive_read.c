@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <limits.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -115,31 +116,19 @@ const uint8_t *eq_archive_prefix(const struct eq_archive *a)
 static int plan_build(struct eq_archive *a, size_t i, struct eq_plan **out)
 {
 	const struct eq_tensor_priv *p = &a->priv[i];
-	const struct eq_disk_tensor *r = p->rec;
-	struct eq_plan *plan = calloc(1, sizeof(*plan));
+	struct eq_plan *plan = malloc(sizeof(*plan));
 	int rc;
 
 	*out = NULL;
 	if (!plan)
 		return -ENOMEM;
-	plan->codec = p->codec;
-	plan->unit = r->unit;
-	plan->transform = r->transform;
-	plan->dtype = r->dtype;
-	plan->scale_dtype = r->scale_dtype;
-	plan->chunk_units = r->chunk_units;
-	plan->n_units = r->n_bytes / r->unit;
-	plan->row_units = r->row_units;
-	plan->const_value = r->const_value;
-	if (p->codec == EQ_CODEC_PLANES || p->codec == EQ_CODEC_QUANT) {
-		rc = eq_plan_params(plan, p->params, r->param_len);
-		if (rc) {
-			free(plan);
-			return rc;
-		}
-	}
-	*out = plan;
-	return 0;
+	eq_plan_of_record(plan, p->rec, p->codec);
+	rc = eq_plan_init(plan, p->params, p->rec->param_len);
+	if (rc)
+		free(plan);
+	else
+		*out = plan;
+	return rc;
 }
 
 int eq_archive_plan(struct eq_archive *a, size_t i, const struct eq_plan **out,
@@ -282,9 +271,8 @@ static uint64_t chunk_begin(const struct eq_archive *a, const struct eq_extent *
 	return a->priv[e->tensor].chunk_off[e->chunk];
 }
 
-/* Does b's chunk follow a's in the file, so that one read fetches both? */
-static bool adjacent(const struct eq_archive *a, const struct eq_extent *x,
-		     const struct eq_extent *y)
+/* Does y's chunk follow x's in the file, so that one read fetches both? */
+static bool adjacent(const struct eq_extent *x, const struct eq_extent *y)
 {
 	return y->tensor == x->tensor && y->chunk == x->chunk + 1;
 }
@@ -357,7 +345,7 @@ static void batch_read(struct eq_archive *a, struct batch *b, struct eq_extent_j
 		uint64_t begin = chunk_begin(a, &jobs[i].ext), end;
 		int rc;
 
-		for (run = 1; i + run < n && adjacent(a, &jobs[i + run - 1].ext, &jobs[i + run].ext);)
+		for (run = 1; i + run < n && adjacent(&jobs[i + run - 1].ext, &jobs[i + run].ext);)
 			run++;
 		end = chunk_begin(a, &jobs[i + run - 1].ext) + chunk_of(a, &jobs[i + run - 1].ext)->len;
 		rc = eq_read_full(a->fd, buf, end - begin, begin);

@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Encoding a safetensors file: from the header to the trailer. */
+#include "config.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "encode_priv.h"
+
+int eq_encode_fail(struct eq_encoder *e, int rc)
+{
+	if (e->err && !e->err->text[0])
+		eq_fail(e->err, rc, "%s: %s", e->name, eq_strerror(rc));
+	return rc;
+}
+
+int eq_input_read(struct eq_encoder *e, void *buf, size_t len, uint64_t off)
+{
+	int rc = eq_read_full(e->fd, buf, len, off);
+
+	return rc == EQ_ECORRUPT ? -EBUSY : rc; /* it got shorter */
+}
+
+int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size)
+{
+	if (*have >= size)
+		return 0;
+	free(*buf);
+	*have = 0;
+	*buf = aligned_alloc(64, eq_align(size, 64));
+	if (!*buf)
+		return -ENOMEM;
+	*have = size;
+	return 0;
+}
+
+int eq_encode_progress(struct eq_encoder *e)
+{
+	if (e->run->progress && e->run->progress(e->run->progress_arg, "encode", e->done,
+						 e->st->file_size))
+		return eq_fail(e->err, -ECANCELED, "%s: cancelled", e->name);
+	return 0;
+}
+
+int eq_encoder_init(struct eq_encoder *e, int fd, const char *name, const struct eq_policy *policy,
+		    const struct eq_run *run, struct eq_error *err)
+{
+	int rc;
+
+	*e = (struct eq_encoder){ .fd = fd, .name = name, .policy = policy, .run = run, .err = err };
+	if (err)
+		err->text[0] = 0;
+	if (fstat(fd, &e->stat))
+		return eq_encode_fail(e, -errno);
+	rc = eq_st_read(fd, name, &e->st, &e->prefix, err);
+	if (rc)
+		return rc;
+	e->coding = malloc(sizeof(*e->coding));
+	e->sha = EVP_MD_CTX_new();
+	if (!e->coding || !e->sha || EVP_DigestInit_ex(e->sha, EVP_sha256(), NULL) != 1 ||
+	    EVP_DigestUpdate(e->sha, e->prefix, e->st->prefix_len) != 1)
+		return eq_encode_fail(e, -ENOMEM);
+	e->done = e->st->prefix_len;
+	return 0;
+}
+
+void eq_encoder_fini(struct eq_encoder *e)
+{
+	eq_build_free(e->build);
+	EVP_MD_CTX_free(e->sha);
+	eq_st_free(e->st);
+	free(e->prefix);
+	free(e->coding);
+	free(e->keep);
+	free(e->out);
+}
+
+static int encode_tensors(struct eq_encoder *e)
+{
+	const struct eq_st_tensor *t;
+	size_t i;
+	int rc = 0;
+
+	for (i = 0; i < e->st->n_tensors && !rc; i++) {
+		t = &e->st->tensors[i];
+		if (eq_policy_lossy(e->policy) && eq_policy_selects(e->policy, t))
+			rc = eq_encode_quant(e, t);
+		else
+			rc = eq_encode_lossless(e, t, NULL, 0);
+	}
+	return rc;
+}
+
+/* Text of the PROVENANCE section; malloc'ed. */
+static char *provenance(const struct eq_encoder *e)
+{
+	char *policy = eq_policy_text(e->policy), *text = NULL, *p;
+
+	if (!policy)
+		return NULL;
+	for (p = policy; *p; p++)
+		if (*p == '\n')
+			*p = '?';
+	if (asprintf(&text, "encoder=%s %s\npolicy=%s\nlambda=%.9g\n", PACKAGE_NAME, PACKAGE_VERSION,
+		     policy, e->n_quantised ? e->lambda : 0) < 0)
+		text = NULL;
+	free(policy);
+	return text;
+}
+
+static void fill_file(const struct eq_encoder *e, struct eq_disk_file *f)
+{
+	unsigned major = 0, minor = 0, patch = 0;
+
+	sscanf(PACKAGE_VERSION, "%u.%u.%u", &major, &minor, &patch);
+	*f = (struct eq_disk_file){
+		.size = e->st->file_size, .prefix_len = e->st->prefix_len,
+		.mtime_s = e->stat.st_mtim.tv_sec, .mtime_ns = (uint32_t)e->stat.st_mtim.tv_nsec,
+		.snr_db = INFINITY, .encoder = major << 16 | minor << 8 | patch,
+	};
+	if (!e->n_quantised)
+		return;
+	f->flags = EQ_FILE_LOSSY;
+	f->qformat = (uint8_t)e->policy->format;
+	f->lambda = e->lambda;
+	f->bits = e->policy->bits;
+	f->quant_params = e->quant_params;
+	f->quant_bytes = e->quant_bytes;
+	f->relative_l1 = e->sum_abs > 0 ? e->err_abs / e->sum_abs : 0;
+	if (e->err_sq > 0)
+		f->snr_db = 10 * log10(e->sum_sq / e->err_sq);
+}
+
+/* The input must be what it was when we began. */
+static int check_unchanged(struct eq_encoder *e)
+{
+	struct stat now;
+
+	if (fstat(e->fd, &now))
+		return eq_encode_fail(e, -errno);
+	if (now.st_size != e->stat.st_size || now.st_mtim.tv_sec != e->stat.st_mtim.tv_sec ||
+	    now.st_mtim.tv_nsec != e->stat.st_mtim.tv_nsec)
+		return eq_fail(e->err, -EBUSY, "%s: changed while it was read", e->name);
+	return 0;
+}
+
+static int finish(struct eq_encoder *e, struct eq_summary *out)
+{
+	uint8_t sha[EVP_MAX_MD_SIZE];
+	struct eq_disk_file f;
+	uint64_t stored = 0;
+	char *text;
+	int rc = check_unchanged(e);
+
+	if (rc)
+		return rc;
+	if (EVP_DigestFinal_ex(e->sha, sha, NULL) != 1)
+		return eq_encode_fail(e, -EIO);
+	fill_file(e, &f);
+	memcpy(f.sha256, sha, sizeof(f.sha256));
+	text = provenance(e);
+	rc = text ? eq_build_finish(e->build, &f, e->prefix, text, &stored) : -ENOMEM;
+	free(text);
+	if (rc)
+		return eq_encode_fail(e, rc);
+	*out = (struct eq_summary){
+		.size = f.size, .stored = stored, .n_tensors = e->st->n_tensors,
+		.n_quantised = e->n_quantised, .quant_params = f.quant_params,
+		.quant_bytes = f.quant_bytes, .lambda = f.lambda, .relative_l1 = f.relative_l1,
+		.snr_db = f.snr_db,
+	};
+	return 0;
+}
+
+int eq_encode(int in_fd, const char *in_name, int out_fd, const struct eq_policy *policy,
+	      const struct eq_run *run, struct eq_summary *out, struct eq_error *err)
+{
+	struct eq_samples samples = { .n = 0 };
+	struct eq_error own;
+	struct eq_encoder e;
+	int rc;
+
+	*out = (struct eq_summary){ .size = 0 };
+	rc = eq_encoder_init(&e, in_fd, in_name, policy, run, err ? err : &own);
+	if (!rc && eq_policy_lossy(policy)) {
+		if (policy->bits > 0)
+			rc = eq_samples_load(&e, &samples);
+		if (!rc)
+			rc = eq_encode_lambda(&e, &samples);
+		eq_samples_free(&samples);
+	}
+	if (!rc) {
+		rc = eq_build_create(out_fd, &e.build);
+		if (rc)
+			eq_encode_fail(&e, rc);
+	}
+	if (!rc)
+		rc = encode_tensors(&e);
+	if (!rc)
+		rc = finish(&e, out);
+	eq_encoder_fini(&e);
+	return rc;
+}

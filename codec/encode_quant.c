@@ -1,0 +1,286 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Quantising a tensor (EntQuant, arXiv 2601.22787): the whole tensor is in
+ * memory, because the error is weighed against its L1 norm and one table serves
+ * all its chunks.
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <xxhash.h>
+
+#include "encode_priv.h"
+
+/* From this share of the plain size on, lossless coding may be the smaller. */
+#define SUSPICIOUS 0.6
+
+struct quant {
+	struct eq_encoder *e;
+	const struct eq_st_tensor *t;
+	struct eq_quant_tensor m;
+	uint8_t *data;          /* the tensor; later its reconstruction */
+	uint8_t *sym;
+	uint16_t *scale;
+	struct eq_quant_result r;
+	uint64_t n_bytes, chunk_bytes;
+	uint32_t n_chunks, group;
+	unsigned unit;
+	XXH3_state_t *xxh;
+	struct eq_disk_outlier *outlier;        /* positions in their chunks */
+};
+
+void eq_matrix_of(const struct eq_st_tensor *t, uint64_t *rows, uint64_t *k)
+{
+	*k = t->dims[t->ndim - 1];
+	*rows = (t->end - t->begin) / eq_dtype_unit(t->dtype) / *k;
+}
+
+static uint64_t group_len(const struct quant *q, uint32_t g, uint64_t *at)
+{
+	uint64_t full = q->group * q->chunk_bytes;
+
+	*at = g * full;
+	if (*at >= q->n_bytes)
+		return 0;
+	return q->n_bytes - *at < full ? q->n_bytes - *at : full;
+}
+
+static int read_group(void *arg, uint32_t g)
+{
+	struct quant *q = arg;
+	uint64_t at, len = group_len(q, g, &at);
+
+	return eq_input_read(q->e, q->data + at, len, q->e->st->prefix_len + q->t->begin + at);
+}
+
+static int read_next(void *arg, uint32_t g)
+{
+	return read_group(arg, g + 1);
+}
+
+static int hash_file(void *arg, uint32_t g)
+{
+	struct quant *q = arg;
+	uint64_t at, len = group_len(q, g, &at);
+
+	return EVP_DigestUpdate(q->e->sha, q->data + at, len) == 1 ? 0 : -EIO;
+}
+
+static int hash_content(void *arg, uint32_t g)
+{
+	struct quant *q = arg;
+	uint64_t at, len = group_len(q, g, &at);
+
+	XXH3_64bits_update(q->xxh, q->data + at, len);
+	return 0;
+}
+
+static int read_whole(struct quant *q)
+{
+	struct eq_pass p = { .n_chunks = q->n_chunks, .group = q->group,
+			     .serial = { read_next, hash_file }, .n_serial = 2, .arg = q };
+	int rc = eq_buffer_reserve(&q->e->keep, &q->e->keep_size, q->n_bytes);
+
+	q->data = q->e->keep;
+	q->m.w = q->data;
+	if (!rc)
+		rc = read_group(q, 0);
+	return rc ? rc : eq_pass_run(q->e, &p);
+}
+
+/* The first outlier at or beyond a unit. */
+static size_t outlier_at(const struct quant *q, uint64_t unit)
+{
+	size_t lo = 0, hi = q->r.n_outliers, mid;
+
+	while (lo < hi) {
+		mid = lo + (hi - lo) / 2;
+		if (q->r.outlier[mid].unit < unit)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+static size_t encode_chunk(void *arg, uint32_t chunk, uint8_t *out, uint8_t *scratch)
+{
+	struct quant *q = arg;
+	uint64_t first = (uint64_t)chunk * EQ_CHUNK_UNITS, n = q->m.rows * q->m.k - first, row;
+	size_t o;
+
+	if (n > EQ_CHUNK_UNITS)
+		n = EQ_CHUNK_UNITS;
+	row = first / q->m.k;
+	o = outlier_at(q, first);
+	return eq_chunk_encode_quant(q->e->coding, q->sym + first, (uint32_t)n, q->scale + row,
+				     ((first + n - 1) / q->m.k - row + 1) * sizeof(q->scale[0]),
+				     q->outlier + o, outlier_at(q, first + n) - o, out, scratch);
+}
+
+/* The format wants positions in the chunk. */
+static int place_outliers(struct quant *q, size_t *most)
+{
+	size_t i, run = 0;
+	uint64_t last = UINT64_MAX;
+
+	q->outlier = malloc((q->r.n_outliers + 1) * sizeof(q->outlier[0]));
+	*most = 0;
+	for (i = 0; q->outlier && i < q->r.n_outliers; i++) {
+		uint64_t u = q->r.outlier[i].unit;
+
+		run = u / EQ_CHUNK_UNITS == last ? run + 1 : 1;
+		last = u / EQ_CHUNK_UNITS;
+		if (run > *most)
+			*most = run;
+		q->outlier[i] = (struct eq_disk_outlier){ (uint32_t)(u % EQ_CHUNK_UNITS),
+							  q->r.outlier[i].bits };
+	}
+	return q->outlier ? 0 : -ENOMEM;
+}
+
+static void fill_record(struct quant *q, struct eq_disk_tensor *r, uint8_t *params)
+{
+	const struct eq_quant_result *s = &q->r;
+
+	memcpy(r->codec, eq_codec_name(EQ_CODEC_QUANT), 8);
+	r->chunk_units = EQ_CHUNK_UNITS;
+	r->row_units = q->m.k;
+	r->qformat = (uint8_t)q->e->policy->format;
+	r->scale_dtype = EQ_SCALE_BF16;
+	r->flags = EQ_TENSOR_LOSSY;
+	r->relative_l1 = s->sum_abs > 0 ? s->err_abs / s->sum_abs : 0;
+	r->snr_db = s->err_sq > 0 ? 10 * log10(s->sum_sq / s->err_sq) : INFINITY;
+	r->content_xxh3 = XXH3_64bits_digest(q->xxh);
+	r->param_len = (uint32_t)eq_params_write(q->e->coding, params);
+}
+
+static void add_totals(struct quant *q)
+{
+	struct eq_encoder *e = q->e;
+
+	e->n_quantised++;
+	e->quant_params += q->m.rows * q->m.k;
+	e->quant_bytes += eq_build_tensor_cost(e->build);
+	e->sum_abs += q->r.sum_abs;
+	e->err_abs += q->r.err_abs;
+	e->sum_sq += q->r.sum_sq;
+	e->err_sq += q->r.err_sq;
+}
+
+static int write_quant(struct quant *q)
+{
+	struct eq_emit m = { .encode = encode_chunk, .serial = { hash_content }, .n_serial = 1,
+			     .arg = q, .t = q->t };
+	uint8_t params[EQ_PARAMS_MAX];
+	size_t most;
+	int rc;
+
+	rc = place_outliers(q, &most);
+	if (!rc)
+		rc = eq_build_tensor(q->e->build, q->t);
+	if (rc)
+		return rc;
+	m.bound = eq_chunk_bound(q->e->coding, most);
+	m.scratch = eq_chunk_scratch(q->e->coding);
+	XXH3_64bits_reset(q->xxh);
+	rc = eq_emit_run(q->e, &m);
+	if (rc)
+		return rc;
+	fill_record(q, eq_build_record(q->e->build), params);
+	rc = eq_build_tensor_end(q->e->build, params);
+	if (!rc)
+		add_totals(q);
+	return rc;
+}
+
+/* Would the tensor, whose plain data is there, be smaller as it is? */
+static bool lossless_is_smaller(struct quant *q, uint64_t size)
+{
+	uint64_t (*hist)[256] = calloc(8, sizeof(hist[0])), plain = UINT64_MAX;
+	struct eq_coding *quant = malloc(sizeof(*quant));
+
+	if (hist && quant) {
+		*quant = *q->e->coding;
+		eq_hist_planes(q->unit, eq_transform_of(q->t->dtype), q->data, q->n_bytes / q->unit, hist);
+		eq_choose_lossless(q->e, q->t, (const uint64_t (*)[256])hist, &plain);
+		*q->e->coding = *quant;
+	}
+	free(quant);
+	free(hist);
+	return plain <= size;
+}
+
+/* Symbols, and the reconstruction in place of the data. */
+static int quantise(struct quant *q)
+{
+	eq_quant_result_fini(&q->r);
+	return eq_quant_apply(&q->m, q->e->policy->format, q->scale, q->e->run->pool, q->sym, q->data,
+			      &q->r);
+}
+
+static int quant_run(struct quant *q)
+{
+	struct eq_encoder *e = q->e;
+	uint64_t n = q->m.rows * q->m.k;
+	float value[256];
+	bool finite;
+	double l1;
+	int rc;
+
+	rc = read_whole(q);
+	if (!rc)
+		rc = eq_quant_l1(&q->m, e->run->pool, &l1, &finite);
+	if (rc)
+		return rc;
+	if (!finite || !(l1 > 0))
+		return eq_encode_lossless(e, q->t, q->data, finite ? 0 : EQ_TENSOR_NONFINITE);
+	q->sym = malloc(n);
+	q->scale = malloc(q->m.rows * sizeof(q->scale[0]));
+	if (!q->sym || !q->scale)
+		return -ENOMEM;
+	rc = eq_quant_search(&q->m, e->policy->format, e->lambda, l1, n, e->run->pool, q->scale);
+	if (!rc)
+		rc = quantise(q);
+	if (rc)
+		return rc;
+	eq_quant_values(e->policy->format, value);
+	eq_coding_quant(e->coding, q->unit, EQ_SCALE_BF16, n, q->m.k, EQ_CHUNK_UNITS, q->r.hist, value,
+			q->r.n_outliers);
+	/* Rare (high rates, very short rows), so worth a second look only then. */
+	if ((double)e->coding->size > SUSPICIOUS * (double)q->n_bytes) {
+		rc = eq_input_read(e, q->data, q->n_bytes, e->st->prefix_len + q->t->begin);
+		if (rc)
+			return rc;
+		if (lossless_is_smaller(q, e->coding->size))
+			return eq_encode_lossless(e, q->t, q->data, 0);
+		rc = quantise(q);
+	}
+	return rc ? rc : write_quant(q);
+}
+
+int eq_encode_quant(struct eq_encoder *e, const struct eq_st_tensor *t)
+{
+	struct quant q = { .e = e, .t = t, .n_bytes = t->end - t->begin };
+	int rc;
+
+	if (t->begin == t->end)
+		return eq_encode_lossless(e, t, NULL, 0);
+	eq_matrix_of(t, &q.m.rows, &q.m.k);
+	q.m.dtype = t->dtype;
+	q.unit = eq_dtype_unit(t->dtype);
+	q.chunk_bytes = eq_chunk_bytes_of(t);
+	q.n_chunks = (uint32_t)((q.n_bytes + q.chunk_bytes - 1) / q.chunk_bytes);
+	q.group = (uint32_t)(EQ_GROUP_BYTES / q.chunk_bytes);
+	q.xxh = XXH3_createState();
+	rc = q.xxh ? quant_run(&q) : -ENOMEM;
+	XXH3_freeState(q.xxh);
+	eq_quant_result_fini(&q.r);
+	free(q.outlier);
+	free(q.scale);
+	free(q.sym);
+	return rc ? eq_encode_fail(e, rc) : 0;
+}

@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Replacing a plain file by its archive. The order is what makes it safe: the
+ * archive is complete, compared and on disk under its own name before the plain
+ * file goes, and a reader that finds both takes the plain one.
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "eqcodec.h"
+
+#define XATTR_OWN "user.eqfs."  /* ours: not copied */
+
+struct shrink {
+	int dirfd, fd, out;
+	const char *name;
+	char tmp[EQ_TMP_NAME_SIZE];
+	char final[NAME_MAX + 1];
+	struct stat st;         /* of the plain file when we began */
+	struct eq_error *err;
+};
+
+static int failed(const struct shrink *s, int rc, const char *what)
+{
+	return eq_fail(s->err, rc, "%s: %s: %s", s->name, what, eq_strerror(rc));
+}
+
+static int shrink_open(struct shrink *s)
+{
+	int n;
+
+	s->fd = openat(s->dirfd, s->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	if (s->fd < 0)
+		return failed(s, -errno, "cannot open");
+	if (fstat(s->fd, &s->st))
+		return failed(s, -errno, "cannot stat");
+	if (!S_ISREG(s->st.st_mode))
+		return eq_fail(s->err, EQ_ENOTST, "%s: not a regular file", s->name);
+	if (s->st.st_nlink > 1)
+		return eq_fail(s->err, -EMLINK, "%s: has hard links", s->name);
+	n = snprintf(s->final, sizeof(s->final), "%s" EQ_SUFFIX, s->name);
+	if (n < 0 || n >= (int)sizeof(s->final))
+		return eq_fail(s->err, -ENAMETOOLONG, "%s: no room for " EQ_SUFFIX " in the name",
+			       s->name);
+	return 0;
+}
+
+/* Decode what was written and hold it against the plain file. */
+static int shrink_compare(struct shrink *s, const struct eq_run *run)
+{
+	struct eq_archive *a;
+	int fd, rc;
+
+	fd = fcntl(s->out, F_DUPFD_CLOEXEC, 3);
+	if (fd < 0)
+		return failed(s, -errno, "cannot duplicate descriptor");
+	rc = eq_archive_open(fd, s->final, &a, s->err);
+	if (rc) {
+		close(fd);
+		return rc;
+	}
+	rc = eq_archive_verify(a, s->fd, s->name, run, NULL, NULL, NULL, s->err);
+	eq_archive_close(a);
+	return rc;
+}
+
+static void copy_xattrs(int from, int to)
+{
+	char names[4096], value[4096], *p;
+	ssize_t n = flistxattr(from, names, sizeof(names)), len;
+
+	for (p = names; n > 0 && p < names + n; p += strlen(p) + 1) {
+		if (strncmp(p, "user.", 5) || !strncmp(p, XATTR_OWN, sizeof(XATTR_OWN) - 1))
+			continue;
+		len = fgetxattr(from, p, value, sizeof(value));
+		if (len >= 0)
+			(void)!fsetxattr(to, p, value, (size_t)len, 0);
+	}
+}
+
+/* Is NAME still the file that we encoded? */
+static int shrink_recheck(struct shrink *s, struct stat *now)
+{
+	struct stat at;
+
+	if (fstat(s->fd, now) || fstatat(s->dirfd, s->name, &at, AT_SYMLINK_NOFOLLOW))
+		return failed(s, -EBUSY, "it went away");
+	if (at.st_dev != s->st.st_dev || at.st_ino != s->st.st_ino ||
+	    now->st_size != s->st.st_size || now->st_mtim.tv_sec != s->st.st_mtim.tv_sec ||
+	    now->st_mtim.tv_nsec != s->st.st_mtim.tv_nsec)
+		return failed(s, -EBUSY, "it changed meanwhile");
+	if (now->st_nlink > 1)
+		return eq_fail(s->err, -EMLINK, "%s: has hard links", s->name);
+	return 0;
+}
+
+static int copy_attributes(struct shrink *s, const struct stat *st)
+{
+	const struct timespec times[2] = { st->st_atim, st->st_mtim };
+
+	/* Owner first: it clears set-id bits. Not being root is no reason to stop
+	 * unless the owner would really change. */
+	if (fchown(s->out, st->st_uid, st->st_gid) &&
+	    (st->st_uid != geteuid() || st->st_gid != getegid()))
+		return failed(s, -errno, "cannot keep the owner");
+	if (fchmod(s->out, st->st_mode & 07777))
+		return failed(s, -errno, "cannot keep the mode");
+	copy_xattrs(s->fd, s->out);
+	if (futimens(s->out, times))
+		return failed(s, -errno, "cannot keep the times");
+	return 0;
+}
+
+/*
+ * Remove the plain file, and nothing that took its name in the last moment: it
+ * is moved aside, looked at, and moved back if it is another one. Our lock keeps
+ * a sweep away from it meanwhile.
+ */
+static int remove_plain(struct shrink *s)
+{
+	char aside[EQ_TMP_NAME_SIZE];
+	struct stat at;
+	int rc, hold;
+
+	rc = eq_tmp_create(s->dirfd, aside, &hold);
+	if (rc)
+		return rc;
+	flock(s->fd, LOCK_EX | LOCK_NB);
+	rc = renameat(s->dirfd, s->name, s->dirfd, aside) ? -errno : 0;
+	close(hold);
+	if (!rc && fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
+		return -errno;
+	if (!rc && (at.st_dev != s->st.st_dev || at.st_ino != s->st.st_ino)) {
+		rc = renameat2(s->dirfd, aside, s->dirfd, s->name, RENAME_NOREPLACE) ? -errno : -EBUSY;
+		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
+		return rc;
+	}
+	if (unlinkat(s->dirfd, aside, 0) && !rc)
+		rc = -errno;
+	return rc;
+}
+
+static int shrink_swap(struct shrink *s, const struct eq_shrink_hooks *hooks)
+{
+	struct stat now;
+	bool swapped = false;
+	int rc;
+
+	if (hooks && hooks->enter) {
+		rc = hooks->enter(hooks->arg, s->fd);
+		if (rc)
+			return failed(s, rc, "given up");
+	}
+	rc = shrink_recheck(s, &now);
+	if (!rc)
+		rc = copy_attributes(s, &now);
+	if (!rc) {
+		rc = eq_publish(s->dirfd, s->out, s->tmp, s->final);
+		if (rc)
+			failed(s, rc, "cannot publish the archive");
+	}
+	if (!rc) {
+		rc = remove_plain(s);
+		swapped = rc == 0;
+		if (rc) /* both are there, and the plain one counts */
+			failed(s, rc, "cannot remove the plain file");
+	}
+	if (hooks && hooks->leave)
+		hooks->leave(hooks->arg, swapped);
+	return rc;
+}
+
+int eq_shrink(int dirfd, const char *name, const struct eq_policy *policy,
+	      const struct eq_run *run, const struct eq_shrink_hooks *hooks, struct eq_summary *out,
+	      struct eq_error *err)
+{
+	struct shrink s = { .dirfd = dirfd, .fd = -1, .out = -1, .name = name, .err = err };
+	int rc;
+
+	rc = shrink_open(&s);
+	if (rc)
+		goto out;
+	rc = eq_tmp_create(dirfd, s.tmp, &s.out);
+	if (rc) {
+		failed(&s, rc, "cannot create a temporary file");
+		goto out;
+	}
+	rc = eq_encode(s.fd, name, s.out, policy, run, out, err);
+	if (!rc && out->stored >= (uint64_t)s.st.st_size)
+		rc = eq_fail(err, -ENOTSUP, "%s: the archive would not be smaller", name);
+	if (!rc)
+		rc = shrink_compare(&s, run);
+	/* The long sync comes before the swap, which others wait for. */
+	if (!rc && fsync(s.out))
+		rc = failed(&s, -errno, "cannot sync the archive");
+	if (!rc)
+		rc = shrink_swap(&s, hooks);
+	if (rc)
+		unlinkat(dirfd, s.tmp, 0);
+out:
+	if (s.out >= 0)
+		close(s.out);
+	if (s.fd >= 0)
+		close(s.fd);
+	return rc;
+}
