@@ -3,6 +3,7 @@
 # Programs that cmocka runs, each from the .c of its name.
 UNIT_TESTS = \
 	tests/unit_coding \
+	tests/unit_model \
 	tests/unit_rans
 # Programs of `make bench`, each from the .c of its name.
 EQ_BENCHES =
