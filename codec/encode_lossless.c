@@ -19,8 +19,10 @@
 
 #define KEEP_BYTES (UINT64_C(64) << 20)
 #define ZSTD_LEVEL 3
-#define SAMPLE_BYTES 65536
-#define SAMPLES 2
+/* Trial of zstd: pieces of the tensor, first a few, and many before it is taken. */
+#define PIECE_BYTES 16384
+#define PIECES_FEW 8
+#define PIECES_MANY 128
 /* Planes decode several times faster: zstd must be clearly smaller. */
 #define ZSTD_MUST_SAVE 0.95
 #define MUST_SAVE 0.995
@@ -148,20 +150,25 @@ static size_t encode_chunk(void *arg, uint32_t chunk, uint8_t *out, uint8_t *scr
 	return len;
 }
 
-/* Bytes that zstd would make of the tensor, from samples; n_bytes if unknown. */
-static uint64_t zstd_estimate(struct eq_encoder *e, const struct eq_st_tensor *t)
+/* Bytes that zstd would make of the tensor, from pieces out of the middle of equal
+ * parts; n_bytes if that cannot be told. */
+static uint64_t zstd_estimate(struct eq_encoder *e, const struct eq_st_tensor *t, unsigned pieces)
 {
-	size_t bound = ZSTD_compressBound(SAMPLE_BYTES), in = 0, out = 0, n, len;
-	uint64_t n_bytes = t->end - t->begin, at;
-	uint8_t *buf = malloc(SAMPLE_BYTES + bound);
+	size_t bound = ZSTD_compressBound(PIECE_BYTES), in = 0, out = 0, n, len = PIECE_BYTES;
+	uint64_t n_bytes = t->end - t->begin, part;
+	uint8_t *buf = malloc(PIECE_BYTES + bound);
 	unsigned i;
 
-	for (i = 0; buf && i < SAMPLES; i++) {
-		len = n_bytes / SAMPLES < SAMPLE_BYTES ? n_bytes / SAMPLES : SAMPLE_BYTES;
-		at = n_bytes / SAMPLES * i;
-		if (!len || eq_read_full(e->fd, buf, len, e->st->prefix_len + t->begin + at))
+	if (n_bytes / pieces < PIECE_BYTES)
+		pieces = (unsigned)(n_bytes / PIECE_BYTES) + 1;
+	part = n_bytes / pieces;
+	if (part < len)
+		len = part;
+	for (i = 0; buf && i < pieces; i++) {
+		if (!len || eq_read_full(e->fd, buf, len, e->st->prefix_len + t->begin + i * part +
+								  (part - len) / 2))
 			break;
-		n = ZSTD_compress(buf + SAMPLE_BYTES, bound, buf, len, ZSTD_LEVEL);
+		n = ZSTD_compress(buf + PIECE_BYTES, bound, buf, len, ZSTD_LEVEL);
 		in += len;
 		out += ZSTD_isError(n) || n > len ? len : n;
 	}
@@ -172,7 +179,7 @@ static uint64_t zstd_estimate(struct eq_encoder *e, const struct eq_st_tensor *t
 enum eq_codec_id eq_choose_lossless(struct eq_encoder *e, const struct eq_st_tensor *t,
 				    const uint64_t (*hist)[256], uint64_t *size)
 {
-	uint64_t n_bytes = t->end - t->begin, zstd = zstd_estimate(e, t);
+	uint64_t n_bytes = t->end - t->begin, zstd = zstd_estimate(e, t, PIECES_FEW);
 	unsigned unit = eq_dtype_unit(t->dtype);
 	enum eq_codec_id codec = EQ_CODEC_RAW;
 
@@ -183,6 +190,8 @@ enum eq_codec_id eq_choose_lossless(struct eq_encoder *e, const struct eq_st_ten
 		codec = EQ_CODEC_PLANES;
 		*size = e->coding->size;
 	}
+	if ((double)zstd < ZSTD_MUST_SAVE * (double)*size)
+		zstd = zstd_estimate(e, t, PIECES_MANY);
 	if ((double)zstd < ZSTD_MUST_SAVE * (double)*size) {
 		codec = EQ_CODEC_ZSTD;
 		*size = zstd;

@@ -47,7 +47,7 @@ static int lossless_tensor(struct estimate *x, const struct eq_st_tensor *t)
 		n = (unsigned)(n_bytes / len);
 	}
 	for (i = 0; i < n && !rc; i++) {
-		at = n_bytes / n * i / unit * unit;
+		at = (n_bytes / n * i + (n_bytes / n - len) / 2) / unit * unit;
 		rc = eq_input_read(&x->e, x->e.keep, len, x->e.st->prefix_len + t->begin + at);
 		if (!rc)
 			eq_hist_planes(unit, eq_transform_of(t->dtype), x->e.keep, len / unit, hist);
