@@ -8,7 +8,15 @@ UNIT_TESTS = \
 # Programs of `make bench`, each from the .c of its name.
 EQ_BENCHES =
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
-SCRIPT_TESTS =
+SCRIPT_TESTS = \
+	tests/cli_damage.sh \
+	tests/cli_errors.sh \
+	tests/cli_pack.sh \
+	tests/cli_ratios.sh \
+	tests/cli_repo.sh \
+	tests/cli_signal.sh
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
-	tests/codec_util.h
+	tests/cli_lib.sh \
+	tests/codec_util.h \
+	tests/gen_model.py

@@ -104,6 +104,19 @@ static int estimate(const struct repo *p, int fd, const struct eq_visit *v,
 	return rc == 0 && sum->stored >= sum->size ? -ENOTSUP : rc;
 }
 
+/* eq_shrink knows a file by its name in the directory: say the whole path. */
+static void name_by_path(struct eq_error *err, const struct eq_visit *v)
+{
+	struct eq_error by_name, text = *err;
+	size_t n;
+
+	/* Written the same way, control characters and all. */
+	eq_fail(&by_name, 0, "%s: ", v->name);
+	n = strlen(by_name.text);
+	if (!strncmp(text.text, by_name.text, n))
+		eq_fail(err, 0, "%s: %s", v->path, text.text + n);
+}
+
 static int pack_visit(void *arg, const struct eq_visit *v)
 {
 	struct eq_error err = { .text = "" };
@@ -159,6 +172,7 @@ static int pack_visit(void *arg, const struct eq_visit *v)
 	}
 fail:
 	if (rc) {
+		name_by_path(&err, v);
 		eq_runner_error(p->r, v->path, rc, &err);
 		p->failed = true;
 		return eq_cli_signal() ? 1 : 0;
