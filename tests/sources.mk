@@ -2,6 +2,7 @@
 # tests/: one entry a line.
 # Programs that cmocka runs, each from the .c of its name.
 UNIT_TESTS = \
+	tests/unit_archive \
 	tests/unit_coding \
 	tests/unit_model \
 	tests/unit_rans
@@ -17,6 +18,10 @@ SCRIPT_TESTS = \
 	tests/cli_signal.sh
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
+	tests/eqar_ref.py \
+	tests/gen_archives.py \
+	tests/requirements.txt \
+	tests/data \
 	tests/cli_lib.sh \
 	tests/codec_util.h \
 	tests/gen_model.py
