@@ -292,7 +292,7 @@ def bad():
     for name, h in (("kind", head(9)), ("table", head(3, 5, 10)), ("long", head(3, 0, 10**6)),
                     ("words-0", head(3, 0, 0)), ("reserved", b"\1\0\1\0" + bytes(12)),
                     ("empty", head(EMPTY)), ("outliers", head(OUTLIERS, 0, 0, 3))):
-        t = planes("BF16", 128, 128, ["rans", "raw"], data[:256])
+        t = planes("BF16", 1024, 1024, ["rans", "raw"], long)
         chunk = h + t[5]["chunks"][0][16:]
         yield (f"part-{name}", archive([(*t[:5], dict(t[5], chunks=[chunk]))])[0], "ECORRUPT",
                "chunk 0: corrupt data")
