@@ -1,3 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 dist_man_MANS = \
+	man/eqar.1 \
 	man/eqar.5

@@ -52,6 +52,12 @@ check "JSON of a dry run" holds \
 	'sum(x["action"] == "estimate" for x in d) == 4 and
 	 sum(x["action"] == "skip" for x in d) == 3' .out
 
+# ---- one at a time, as a mount would hold it --------------------------------------------
+expect 1 flock -n cache "$EQAR" pack -r cache
+says 'eqar: cache: in use by a mount or another eqar'
+expect 1 flock -n cache "$EQAR" unpack -r cache
+says 'eqar: cache: in use by a mount or another eqar'
+
 # ---- pack -----------------------------------------------------------------------------
 : >cache/plain/.eqfs-tmp.0123456789abcdef # litter of a crash
 expect 0 "$EQAR" pack -r --json cache

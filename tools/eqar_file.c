@@ -235,7 +235,9 @@ void eq_xattrs_copy(int to, int from)
 	     i += (ssize_t)strlen(names + i) + 1) {
 		ssize_t n;
 
-		if (strncmp(names + i, "user.", 5))
+		/* user.eqfs.* is what a mount says, not what a user set. */
+		if (strncmp(names + i, "user.", 5) ||
+		    !strncmp(names + i, "user.eqfs.", 10))
 			continue;
 		n = fgetxattr(from, names + i, value, 65536);
 		if (n >= 0)

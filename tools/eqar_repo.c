@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/vfs.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -38,6 +39,24 @@ static bool is_eqfs_mount(int fd)
 
 	return fstatfs(fd, &fs) == 0 && fs.f_type == FUSE_SUPER_MAGIC &&
 	       fgetxattr(fd, "user.eqfs.state", NULL, 0) >= 0;
+}
+
+/* Open dir and take it as a mount of it would: with one at work in there, both
+ * would shrink and restore the same files. The descriptor, or -errno, said. */
+static int repo_open(const char *dir, bool lock)
+{
+	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
+
+	if (fd >= 0 && (!lock || flock(fd, LOCK_EX | LOCK_NB) == 0))
+		return fd;
+	rc = -errno;
+	if (fd >= 0 && rc == -EWOULDBLOCK)
+		eq_cli_error("%s: in use by a mount or another eqar", dir);
+	else
+		eq_cli_error("%s: %s", dir, eq_strerror(rc));
+	if (fd >= 0)
+		close(fd);
+	return rc;
 }
 
 static void summary(const struct repo *p)
@@ -191,15 +210,12 @@ int eq_repo_pack(const struct eq_pack *pack, struct eq_runner *r,
 	char *text;
 	int fd, rc;
 
-	fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (fd < 0) {
-		eq_cli_error("%s: %s", dir, strerror(errno));
+	fd = repo_open(dir, !pack->dry_run);
+	if (fd < 0)
 		return EQ_EXIT_FAIL;
-	}
 	rc = eq_pack_policy(pack, fd, dir, &p.policy);
-	close(fd);
 	if (rc)
-		return EQ_EXIT_FAIL;
+		goto out;
 	text = eq_policy_text(&p.policy);
 	if (pack->common.verbose)
 		fprintf(stderr, "%s: policy: %s\n", dir, text ? text : "?");
@@ -207,7 +223,9 @@ int eq_repo_pack(const struct eq_pack *pack, struct eq_runner *r,
 	eq_walk(dir, pack_visit, &p, &p.failed);
 	summary(&p);
 	eq_policy_fini(&p.policy);
-	return p.failed ? EQ_EXIT_FAIL : EQ_EXIT_OK;
+out:
+	close(fd);
+	return rc || p.failed ? EQ_EXIT_FAIL : EQ_EXIT_OK;
 }
 
 /* ---- unpack -r ----------------------------------------------------------- */
@@ -317,8 +335,12 @@ int eq_repo_unpack(const struct eq_common *c, bool force, struct eq_runner *r,
 		   const char *dir)
 {
 	struct repo p = { .common = c, .r = r, .force = force };
+	int fd = repo_open(dir, true);
 
+	if (fd < 0)
+		return EQ_EXIT_FAIL;
 	eq_walk(dir, unpack_visit, &p, &p.failed);
 	summary(&p);
+	close(fd);
 	return p.failed ? EQ_EXIT_FAIL : EQ_EXIT_OK;
 }
