@@ -1,3 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
 # fs/: the filesystem. One file a line.
-EQ_FS_SOURCES =
+EQ_FS_SOURCES = \
+	fs/arc.c \
+	fs/arc.h \
+	fs/attr.c \
+	fs/cache.c \
+	fs/cache.h \
+	fs/compact.c \
+	fs/compact.h \
+	fs/eqfs.h \
+	fs/fs.h \
+	fs/inode.c \
+	fs/inode.h \
+	fs/log.c \
+	fs/log.h \
+	fs/name.c \
+	fs/name.h \
+	fs/ops.c \
+	fs/ops.h \
+	fs/ops_attr.c \
+	fs/ops_dir.c \
+	fs/ops_file.c \
+	fs/ops_name.c \
+	fs/ops_rename.c \
+	fs/ops_xattr.c \
+	fs/prefetch.c \
+	fs/prefetch.h \
+	fs/restore.c \
+	fs/scan.c \
+	fs/scan.h \
+	fs/session.c

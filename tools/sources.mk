@@ -7,11 +7,15 @@ EQAR_SOURCES = \
 	tools/eqar.c \
 	tools/eqar.h \
 	tools/eqar_bench.c \
+	tools/eqar_diff.c \
 	tools/eqar_file.c \
+	tools/eqar_float.c \
+	tools/eqar_float.h \
 	tools/eqar_list.c \
 	tools/eqar_pack.c \
 	tools/eqar_repo.c \
 	tools/eqar_unpack.c \
 	tools/eqar_verify.c \
 	tools/eqar_walk.c
-EQFS_SOURCES =
+EQFS_SOURCES = \
+	tools/eqfs.c

@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "config.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/xattr.h>
+
+#include "fs.h"
+
+void eq_attr_complain(struct eq_fs *fs, struct eq_node *n, const char *text)
+{
+	if (text[0] && !eq_node_logged(n, text))
+		eq_log(&fs->log, EQ_LOG_ERROR, "%s", text);
+}
+
+int eq_attr_archive(struct eq_fs *fs, struct eq_node *n, struct eq_arc **out)
+{
+	struct eq_error err = { "" };
+	char path[PATH_MAX];
+	int rc;
+
+	eq_node_path(&fs->nodes, n, path, sizeof(path) - sizeof(EQ_SUFFIX));
+	strcat(path, EQ_SUFFIX);
+	rc = eq_arc_get(&fs->arcs, n->fd, path, out, &err);
+	if (rc)
+		eq_attr_complain(fs, n, err.text);
+	return rc;
+}
+
+/* The modification time that a user has set on an archive. */
+static bool user_mtime(const struct eq_node *n, struct timespec *out)
+{
+	char path[EQ_PROC_SIZE], text[40];
+	long long sec;
+	long nsec;
+	ssize_t len;
+	int used;
+
+	eq_proc_path(path, n->fd);
+	len = getxattr(path, EQ_XATTR_MTIME, text, sizeof(text) - 1);
+	if (len <= 0)
+		return false;
+	text[len] = '\0';
+	used = 0;
+	if (sscanf(text, "%lld.%9ld%n", &sec, &nsec, &used) != 2 || used != len || nsec < 0 ||
+	    nsec > 999999999)
+		return false;
+	out->tv_sec = sec;
+	out->tv_nsec = nsec;
+	return true;
+}
+
+static bool meta_fits(const struct eq_meta *m, const struct stat *st)
+{
+	return m->known && m->stored == st->st_size && m->ctim.tv_sec == st->st_ctim.tv_sec &&
+	       m->ctim.tv_nsec == st->st_ctim.tv_nsec;
+}
+
+static void meta_get(struct eq_fs *fs, struct eq_node *n, const struct stat *st, struct eq_meta *m)
+{
+	struct eq_arc *arc;
+	int rc;
+
+	pthread_mutex_lock(&n->lock);
+	*m = n->meta;
+	pthread_mutex_unlock(&n->lock);
+	if (meta_fits(m, st))
+		return;
+	/* A damaged archive is listed with its own size and time. */
+	m->ctim = st->st_ctim;
+	m->stored = st->st_size;
+	m->size = (uint64_t)st->st_size;
+	m->mtime = st->st_mtim;
+	rc = eq_attr_archive(fs, n, &arc);
+	m->known = !rc || rc < -4095; /* what comes of the system may pass */
+	if (!rc) {
+		m->size = arc->info->size;
+		if (!user_mtime(n, &m->mtime)) {
+			m->mtime.tv_sec = arc->info->mtime_s;
+			m->mtime.tv_nsec = arc->info->mtime_ns;
+		}
+		eq_arc_put(&fs->arcs, arc);
+	}
+	pthread_mutex_lock(&n->lock);
+	n->meta = *m;
+	pthread_mutex_unlock(&n->lock);
+}
+
+int eq_attr_get(struct eq_fs *fs, struct eq_node *n, struct stat *st)
+{
+	bool archive = n->archive;
+	struct eq_meta m;
+
+	if (fstat(n->fd, st))
+		return -errno;
+	st->st_ino = n->shown;
+	if (archive) {
+		meta_get(fs, n, st, &m);
+		if (!n->archive)        /* restored meanwhile */
+			return eq_attr_get(fs, n, st);
+		st->st_size = (off_t)m.size;
+		st->st_mtim = m.mtime;
+	}
+	return 0;
+}

@@ -1,0 +1,343 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Entries in use are pinned. The others are on one of two lists, in the order
+ * in which they go: `spent`, whose bytes the kernel has already taken into its
+ * page cache, and `kept`. A new entry takes over the buffer of a spent one as
+ * soon as there are a few, long before the limit: a buffer that was in use a
+ * moment ago is still in the processor's caches, and its pages exist.
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cache.h"
+
+#define ALIGN 64
+#define BUCKETS 4096
+#define SPENT_BYTES ((size_t)4 << 20) /* kept of these before they are reused */
+
+enum state { LOADING, READY, FAILED };
+
+struct eq_extent_entry {
+	struct eq_extent_entry *next;           /* of the bucket */
+	struct eq_extent_entry *before, *after; /* of a list, when not pinned */
+	struct list *on;
+	uint64_t arc;
+	struct eq_extent ext;
+	enum state state;
+	unsigned pins;
+	uint64_t taken;         /* bytes released with `once` */
+	size_t cap;
+	uint8_t *data;
+	pthread_cond_t done;    /* no longer LOADING */
+};
+
+struct list {
+	struct eq_extent_entry *first, *last;
+	size_t bytes;
+};
+
+struct eq_cache {
+	pthread_mutex_t lock;
+	struct eq_pool *pool;
+	const struct eq_backend *backend;
+	size_t limit, bytes;
+	struct list kept, spent;
+	struct eq_extent_entry *bucket[BUCKETS];
+};
+
+static size_t cost(const struct eq_extent_entry *e)
+{
+	return e->cap + sizeof(*e);
+}
+
+int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend *backend,
+		    struct eq_cache **out)
+{
+	struct eq_cache *c = calloc(1, sizeof(*c));
+
+	*out = c;
+	if (!c)
+		return -ENOMEM;
+	pthread_mutex_init(&c->lock, NULL);
+	c->limit = limit;
+	c->pool = pool;
+	c->backend = backend;
+	return 0;
+}
+
+static void entry_free(struct eq_extent_entry *e)
+{
+	pthread_cond_destroy(&e->done);
+	free(e->data);
+	free(e);
+}
+
+void eq_cache_free(struct eq_cache *c)
+{
+	struct eq_extent_entry *e, *next;
+	size_t i;
+
+	if (!c)
+		return;
+	for (i = 0; i < BUCKETS; i++)
+		for (e = c->bucket[i]; e; e = next) {
+			next = e->next;
+			entry_free(e);
+		}
+	pthread_mutex_destroy(&c->lock);
+	free(c);
+}
+
+static struct eq_extent_entry **bucket(struct eq_cache *c, uint64_t arc, uint64_t begin)
+{
+	uint64_t h = (begin ^ arc << 48) * UINT64_C(0x9e3779b97f4a7c15);
+
+	return &c->bucket[h >> 52 & (BUCKETS - 1)];
+}
+
+static void list_add(struct list *l, struct eq_extent_entry *e)
+{
+	e->on = l;
+	e->after = NULL;
+	e->before = l->last;
+	*(l->last ? &l->last->after : &l->first) = e;
+	l->last = e;
+	l->bytes += cost(e);
+}
+
+static void list_del(struct eq_extent_entry *e)
+{
+	struct list *l = e->on;
+
+	*(e->before ? &e->before->after : &l->first) = e->after;
+	*(e->after ? &e->after->before : &l->last) = e->before;
+	l->bytes -= cost(e);
+	e->on = NULL;
+}
+
+static void unhash(struct eq_cache *c, struct eq_extent_entry *e)
+{
+	struct eq_extent_entry **p = bucket(c, e->arc, e->ext.begin);
+
+	while (*p != e)
+		p = &(*p)->next;
+	*p = e->next;
+	c->bytes -= cost(e);
+}
+
+static void pin(struct eq_extent_entry *e)
+{
+	if (e->pins++ == 0 && e->on)
+		list_del(e);
+}
+
+static void unpin(struct eq_cache *c, struct eq_extent_entry *e)
+{
+	if (--e->pins)
+		return;
+	if (e->state == FAILED) /* off the table already */
+		entry_free(e);
+	else
+		list_add(e->taken >= e->ext.len ? &c->spent : &c->kept, e);
+}
+
+static struct eq_extent_entry *find(struct eq_cache *c, uint64_t arc, uint64_t begin)
+{
+	struct eq_extent_entry *e;
+
+	for (e = *bucket(c, arc, begin); e; e = e->next)
+		if (e->ext.begin == begin && e->arc == arc)
+			return e;
+	return NULL;
+}
+
+/* What has to go before another `len` bytes come; NULL: nothing. */
+static struct eq_extent_entry *victim(struct eq_cache *c, size_t len)
+{
+	if (c->spent.bytes > SPENT_BYTES)
+		return c->spent.first;
+	if (c->bytes + len > c->limit)
+		return c->spent.first ? c->spent.first : c->kept.first;
+	return NULL;
+}
+
+/* Make room for `len` bytes. An entry with a buffer of that size, if one had to
+ * go, is returned for reuse, off the table and all lists. */
+static struct eq_extent_entry *recycle(struct eq_cache *c, size_t len)
+{
+	struct eq_extent_entry *e, *found = NULL;
+
+	while ((e = victim(c, len))) {
+		list_del(e);
+		unhash(c, e);
+		if (!found && e->cap == len)
+			found = e;
+		else
+			entry_free(e);
+	}
+	return found;
+}
+
+/* A pinned entry in state LOADING. */
+static struct eq_extent_entry *add(struct eq_cache *c, uint64_t arc, const struct eq_extent *ext)
+{
+	size_t cap = (ext->len + ALIGN - 1) / ALIGN * ALIGN;
+	struct eq_extent_entry *e = recycle(c, cap), **b;
+
+	if (!e) {
+		e = calloc(1, sizeof(*e));
+		if (!e)
+			return NULL;
+		e->data = aligned_alloc(ALIGN, cap);
+		if (!e->data) {
+			free(e);
+			return NULL;
+		}
+		e->cap = cap;
+		pthread_cond_init(&e->done, NULL);
+	}
+	e->arc = arc;
+	e->ext = *ext;
+	e->state = LOADING;
+	e->pins = 1;
+	e->taken = 0;
+	b = bucket(c, arc, ext->begin);
+	e->next = *b;
+	*b = e;
+	c->bytes += cost(e);
+	return e;
+}
+
+/* The entry is decoded, or failed and leaves the table. */
+static void finish(struct eq_cache *c, struct eq_extent_entry *e, int status)
+{
+	e->state = status ? FAILED : READY;
+	if (status)
+		unhash(c, e);
+	pthread_cond_broadcast(&e->done);
+}
+
+struct decode {
+	struct eq_cache *c;
+	struct eq_archive *archive;
+	struct eq_extent_entry *entry[EQ_PIECES];
+	int status[EQ_PIECES];
+	struct eq_error *err;
+};
+
+static void decode_one(void *arg, size_t i)
+{
+	struct decode *d = arg;
+	struct eq_extent_entry *e = d->entry[i];
+	struct eq_extent_job job = { .ext = e->ext, .out = e->data };
+	struct eq_error err = { "" };
+	int rc;
+
+	rc = eq_archive_decode(d->archive, d->c->backend, &job, 1, &err);
+	pthread_mutex_lock(&d->c->lock);
+	if (rc && d->err)
+		*d->err = err;
+	d->status[i] = rc;
+	finish(d->c, e, rc);
+	pthread_mutex_unlock(&d->c->lock);
+}
+
+int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t len,
+		 struct eq_piece pieces[EQ_PIECES], struct eq_error *err)
+{
+	struct decode d = { .c = c, .archive = arc->archive, .err = err };
+	size_t missing = 0, i;
+	struct eq_extent ext;
+	int n = 0, k, rc = 0;
+
+	pthread_mutex_lock(&c->lock);
+	for (; n < EQ_PIECES && len; n++) {
+		struct eq_piece *p = &pieces[n];
+		struct eq_extent_entry *e = NULL;
+		size_t skip;
+
+		rc = eq_archive_locate(arc->archive, off, &ext);
+		if (rc) {
+			eq_fail(err, rc, "no extent at offset %llu", (unsigned long long)off);
+			break;
+		}
+		skip = (size_t)(off - ext.begin);
+		p->len = ext.len - skip < len ? (size_t)(ext.len - skip) : len;
+		if (ext.tensor < 0) {
+			p->data = eq_archive_prefix(arc->archive) + skip;
+		} else {
+			e = find(c, arc->id, ext.begin);
+			if (e) {
+				pin(e);
+			} else {
+				e = add(c, arc->id, &ext);
+				if (!e) {
+					rc = eq_fail(err, -ENOMEM, "out of memory for an extent");
+					break;
+				}
+				d.entry[missing++] = e;
+			}
+			p->data = e->data + skip;
+		}
+		p->entry = e;
+		off += p->len;
+		len -= p->len;
+	}
+	pthread_mutex_unlock(&c->lock);
+	/* What we promised to decode comes before waiting for others, who may be
+	 * waiting for us. */
+	eq_pool_for(c->pool, missing, decode_one, &d);
+	for (i = 0; i < missing; i++)
+		if (d.status[i])
+			rc = d.status[i];
+	pthread_mutex_lock(&c->lock);
+	for (k = 0; k < n; k++)
+		while (pieces[k].entry && pieces[k].entry->state == LOADING)
+			pthread_cond_wait(&pieces[k].entry->done, &c->lock);
+	for (k = 0; !rc && k < n; k++)
+		if (pieces[k].entry && pieces[k].entry->state == FAILED)
+			rc = -EAGAIN;
+	pthread_mutex_unlock(&c->lock);
+	if (!rc)
+		return n;
+	eq_cache_release(c, pieces, n, false);
+	return rc;
+}
+
+void eq_cache_release(struct eq_cache *c, struct eq_piece *pieces, int n, bool once)
+{
+	int k;
+
+	pthread_mutex_lock(&c->lock);
+	for (k = 0; k < n; k++) {
+		if (!pieces[k].entry)
+			continue;
+		if (once)
+			pieces[k].entry->taken += pieces[k].len;
+		unpin(c, pieces[k].entry);
+	}
+	pthread_mutex_unlock(&c->lock);
+}
+
+void eq_cache_load(struct eq_cache *c, struct eq_arc *arc, uint64_t off)
+{
+	struct decode d = { .c = c, .archive = arc->archive };
+	struct eq_extent ext;
+
+	if (eq_archive_locate(arc->archive, off, &ext) || ext.tensor < 0)
+		return;
+	pthread_mutex_lock(&c->lock);
+	if (!find(c, arc->id, ext.begin))
+		d.entry[0] = add(c, arc->id, &ext);
+	pthread_mutex_unlock(&c->lock);
+	if (!d.entry[0])
+		return;
+	decode_one(&d, 0);
+	pthread_mutex_lock(&c->lock);
+	unpin(c, d.entry[0]);
+	pthread_mutex_unlock(&c->lock);
+}

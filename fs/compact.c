@@ -1,0 +1,442 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define FUSE_USE_VERSION 314
+#include "config.h"
+
+#include <errno.h>
+#include <fuse_lowlevel.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+
+#include "compact.h"
+#include "ops.h"
+
+#define STOP_SECONDS 10
+#define RETRY_SECONDS 1.0       /* at least, before the same file is tried again */
+
+struct eq_compact {
+	struct eq_fs *fs;
+	pthread_t thread;
+	pthread_mutex_t lock;
+	pthread_cond_t wake;
+	struct eq_node *first, *last;   /* by due time */
+	struct eq_node *current;        /* being encoded */
+	_Atomic bool stop;
+};
+
+/* ---- dirty files ---------------------------------------------------------- */
+
+void eq_dirty_set(struct eq_fs *fs, struct eq_node *n)
+{
+	char path[EQ_PROC_SIZE];
+	bool pin = false;
+
+	atomic_fetch_add(&n->changes, 1);
+	pthread_mutex_lock(&n->lock);
+	if (!n->dirty && S_ISREG(n->type) && fs->compact) {
+		n->dirty = n->pinned = pin = true;
+		/* Without xattrs in the store only this mount knows. */
+		eq_proc_path(path, n->fd);
+		(void)!setxattr(path, EQ_XATTR_QUEUED, "1", 1, 0);
+	}
+	pthread_mutex_unlock(&n->lock);
+	if (pin)
+		eq_node_ref(&fs->nodes, n);
+}
+
+bool eq_dirty_marked(const struct eq_node *n)
+{
+	char path[EQ_PROC_SIZE];
+
+	eq_proc_path(path, n->fd);
+	return getxattr(path, EQ_XATTR_QUEUED, NULL, 0) >= 0;
+}
+
+/* reason: why it stays plain, or NULL. The caller has a reference. */
+static void dirty_clear(struct eq_fs *fs, struct eq_node *n, const char *reason)
+{
+	char path[EQ_PROC_SIZE];
+	bool pinned;
+
+	pthread_mutex_lock(&n->lock);
+	pinned = n->pinned;
+	n->dirty = n->pinned = false;
+	free(n->reason);
+	n->reason = reason ? strdup(reason) : NULL;
+	eq_proc_path(path, n->fd);
+	(void)!removexattr(path, EQ_XATTR_QUEUED);
+	pthread_mutex_unlock(&n->lock);
+	if (pinned)
+		eq_node_unref(&fs->nodes, n);
+}
+
+static void set_reason(struct eq_node *n, const char *reason)
+{
+	pthread_mutex_lock(&n->lock);
+	free(n->reason);
+	n->reason = reason ? strdup(reason) : NULL;
+	pthread_mutex_unlock(&n->lock);
+}
+
+/* ---- the queue ------------------------------------------------------------ */
+
+static bool queue_del(struct eq_compact *c, struct eq_node *n)
+{
+	if (!n->queued)
+		return false;
+	*(n->queue_prev ? &n->queue_prev->queue_next : &c->first) = n->queue_next;
+	*(n->queue_next ? &n->queue_next->queue_prev : &c->last) = n->queue_prev;
+	n->queue_prev = n->queue_next = NULL;
+	n->queued = false;
+	return true;
+}
+
+static bool later(const struct timespec *a, const struct timespec *b)
+{
+	return a->tv_sec > b->tv_sec || (a->tv_sec == b->tv_sec && a->tv_nsec > b->tv_nsec);
+}
+
+/* Due `delay` seconds from now. Returns whether it was queued before. */
+static bool queue_add(struct eq_compact *c, struct eq_node *n, double delay)
+{
+	struct eq_node *at;
+	bool was;
+
+	pthread_mutex_lock(&c->lock);
+	was = queue_del(c, n);
+	clock_gettime(CLOCK_MONOTONIC, &n->due);
+	n->due.tv_sec += (time_t)delay;
+	n->due.tv_nsec += (long)((delay - (double)(time_t)delay) * 1e9);
+	if (n->due.tv_nsec >= 1000000000) {
+		n->due.tv_sec++;
+		n->due.tv_nsec -= 1000000000;
+	}
+	for (at = c->last; at && later(&at->due, &n->due); at = at->queue_prev)
+		;
+	n->queue_prev = at;
+	n->queue_next = at ? at->queue_next : c->first;
+	*(at ? &at->queue_next : &c->first) = n;
+	*(n->queue_next ? &n->queue_next->queue_prev : &c->last) = n;
+	n->queued = true;
+	pthread_cond_signal(&c->wake);
+	pthread_mutex_unlock(&c->lock);
+	return was;
+}
+
+static bool wanted(struct eq_node *n)
+{
+	bool yes;
+
+	pthread_mutex_lock(&n->lock);
+	yes = n->dirty && !n->writers && !n->swapped && !n->archive;
+	pthread_mutex_unlock(&n->lock);
+	return yes;
+}
+
+static void offer(struct eq_fs *fs, struct eq_node *n, double delay)
+{
+	if (!fs->compact || !wanted(n))
+		return;
+	eq_node_ref(&fs->nodes, n);
+	if (queue_add(fs->compact, n, delay))
+		eq_node_unref(&fs->nodes, n); /* it had one */
+}
+
+void eq_compact_offer(struct eq_fs *fs, struct eq_node *n)
+{
+	atomic_fetch_add(&n->changes, 1);
+	offer(fs, n, fs->m->settle);
+}
+
+static void withdraw(struct eq_fs *fs, struct eq_node *n)
+{
+	bool was;
+
+	pthread_mutex_lock(&fs->compact->lock);
+	was = queue_del(fs->compact, n);
+	pthread_mutex_unlock(&fs->compact->lock);
+	if (was)
+		eq_node_unref(&fs->nodes, n);
+}
+
+void eq_compact_drop(struct eq_fs *fs, struct eq_node *n)
+{
+	atomic_fetch_add(&n->changes, 1);
+	if (!fs->compact)
+		return;
+	withdraw(fs, n);
+	dirty_clear(fs, n, NULL);
+}
+
+int eq_writer_begin(struct eq_fs *fs, struct eq_node *n)
+{
+	int rc = 0;
+
+	pthread_mutex_lock(&n->lock);
+	if (n->swapped) {
+		rc = -ESTALE;
+	} else {
+		n->writers++;
+		free(n->reason);
+		n->reason = NULL;
+	}
+	pthread_mutex_unlock(&n->lock);
+	if (rc || !fs->compact)
+		return rc;
+	atomic_fetch_add(&n->changes, 1);
+	withdraw(fs, n);
+	return 0;
+}
+
+void eq_writer_end(struct eq_fs *fs, struct eq_node *n)
+{
+	pthread_mutex_lock(&n->lock);
+	n->writers--;
+	pthread_mutex_unlock(&n->lock);
+	eq_compact_offer(fs, n);
+}
+
+void eq_compact_state(struct eq_fs *fs, struct eq_node *n, char buf[EQ_STATE_SIZE])
+{
+	struct eq_compact *c = fs->compact;
+	bool queued = false, encoding = false, partial;
+
+	if (n->archive) {
+		strcpy(buf, "archived");
+		return;
+	}
+	if (c) {
+		pthread_mutex_lock(&c->lock);
+		encoding = c->current == n;
+		queued = n->queued;
+		pthread_mutex_unlock(&c->lock);
+	}
+	partial = eq_node_partial(&fs->nodes, n);
+	pthread_mutex_lock(&n->lock);
+	if (n->reason && !queued && !encoding)
+		snprintf(buf, EQ_STATE_SIZE, "failed: %s", n->reason);
+	else if (encoding)
+		strcpy(buf, "encoding");
+	else if (!n->swapped && !partial && (queued || n->dirty))
+		strcpy(buf, "queued"); /* or will be when its writers are done */
+	else
+		strcpy(buf, "plain");
+	pthread_mutex_unlock(&n->lock);
+}
+
+/* ---- the worker ------------------------------------------------------------- */
+
+struct job {
+	struct eq_compact *c;
+	struct eq_node *node, *parent;
+	char name[NAME_MAX + 1];
+	uint64_t changes;       /* of the node when we began */
+	bool swapped;
+};
+
+static int cancelled(void *arg, const char *what, uint64_t done, uint64_t total)
+{
+	struct job *j = arg;
+
+	(void)what, (void)done, (void)total;
+	return j->c->stop || atomic_load(&j->node->changes) != j->changes;
+}
+
+static int swap_enter(void *arg, int plain_fd)
+{
+	struct job *j = arg;
+	struct eq_fs *fs = j->c->fs;
+	char name[NAME_MAX + 1];
+	struct eq_node *parent;
+	struct stat st;
+	int rc = 0;
+
+	pthread_rwlock_wrlock(&fs->names);
+	if (fstat(plain_fd, &st))
+		rc = -errno;
+	else if (st.st_ino != j->node->ino || st.st_dev != j->node->dev)
+		rc = -EBUSY;
+	else if (st.st_nlink > 1)
+		rc = -EMLINK;
+	else if (!wanted(j->node) || atomic_load(&j->node->changes) != j->changes || j->c->stop)
+		rc = -EBUSY;
+	if (!rc && eq_node_place(&fs->nodes, j->node, &parent, name))
+		rc = -EBUSY;
+	else if (!rc) {
+		if (parent != j->parent || strcmp(name, j->name))
+			rc = -EBUSY;
+		eq_node_unref(&fs->nodes, parent);
+	}
+	if (rc)
+		pthread_rwlock_unlock(&fs->names);
+	return rc;
+}
+
+static void swap_leave(void *arg, bool swapped)
+{
+	struct job *j = arg;
+
+	if (swapped) {
+		pthread_mutex_lock(&j->node->lock);
+		j->node->swapped = true;
+		pthread_mutex_unlock(&j->node->lock);
+		eq_node_remove(&j->c->fs->nodes, j->node, NULL, NULL);
+	}
+	j->swapped = swapped;
+	pthread_rwlock_unlock(&j->c->fs->names);
+}
+
+/* What to do with a file that was not encoded. */
+static void not_encoded(struct job *j, int rc, const char *text)
+{
+	struct eq_fs *fs = j->c->fs;
+	const char *why = eq_strerror(rc);
+
+	switch (rc) {
+	case -ECANCELED:
+	case -EBUSY:
+	case -ENOENT:
+		/* It changed or moved: from the beginning, unless its next writer
+		 * or unlink has taken care of it. */
+		if (!j->c->stop && eq_node_place(&fs->nodes, j->node, &j->parent, j->name) == 0) {
+			eq_node_unref(&fs->nodes, j->parent);
+			offer(fs, j->node,
+			      fs->m->settle > RETRY_SECONDS ? fs->m->settle : RETRY_SECONDS);
+		}
+		return;
+	case EQ_ENOTST:
+		dirty_clear(fs, j->node, NULL);
+		return;
+	case -EMLINK: /* until the other links are gone */
+		set_reason(j->node, "has hard links");
+		return;
+	case -ENOTSUP:
+		dirty_clear(fs, j->node, "the archive would not be smaller");
+		eq_log(&fs->log, EQ_LOG_INFO, "not encoded: %s", text);
+		return;
+	case -ENAMETOOLONG:
+	case EQ_ELIMIT:
+	case EQ_ECORRUPT:
+	case EQ_EDIFFER:
+		dirty_clear(fs, j->node, why);
+		break;
+	default: /* a full disk, say: the next write or mount tries again */
+		set_reason(j->node, why);
+		break;
+	}
+	eq_log(&fs->log, EQ_LOG_WARN, "not encoded: %s", text);
+}
+
+static void encode(struct eq_compact *c, struct eq_node *n)
+{
+	struct eq_fs *fs = c->fs;
+	struct job j = { .c = c, .node = n, .changes = atomic_load(&n->changes) };
+	struct eq_run run = { .pool = fs->pool, .backend = fs->m->backend,
+			      .progress = cancelled, .progress_arg = &j };
+	struct eq_shrink_hooks hooks = { swap_enter, swap_leave, &j };
+	struct eq_summary sum;
+	struct eq_error err = { "" };
+	struct eq_node *parent;
+	char path[PATH_MAX];
+	int rc;
+
+	if (!wanted(n) || eq_node_place(&fs->nodes, n, &j.parent, j.name))
+		return;
+	parent = j.parent;
+	if (eq_name_is_partial(j.name))
+		goto out; /* a rename will bring it back */
+	eq_node_path(&fs->nodes, n, path, sizeof(path));
+	eq_log(&fs->log, EQ_LOG_DEBUG, "encoding %s", path);
+	rc = eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err);
+	if (j.swapped) {
+		dirty_clear(fs, n, NULL);
+		/* No lock is held here. The kernel must look the name up again. */
+		if (!c->stop)
+			fuse_lowlevel_notify_inval_entry(fs->se, eq_ino_of(fs, parent), j.name,
+							 strlen(j.name));
+		eq_log(&fs->log, EQ_LOG_INFO, "encoded %s: %llu to %llu bytes (%.1f%%)", path,
+		       (unsigned long long)sum.size, (unsigned long long)sum.stored,
+		       sum.size ? 100.0 * (double)sum.stored / (double)sum.size : 0.0);
+	} else if (rc) {
+		not_encoded(&j, rc, err.text[0] ? err.text : path);
+	}
+out:
+	eq_node_unref(&fs->nodes, parent);
+}
+
+static void *worker(void *arg)
+{
+	struct eq_compact *c = arg;
+	struct timespec now;
+	struct eq_node *n;
+
+	pthread_mutex_lock(&c->lock);
+	while (!c->stop) {
+		n = c->first;
+		if (!n) {
+			pthread_cond_wait(&c->wake, &c->lock);
+			continue;
+		}
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (later(&n->due, &now)) {
+			now = n->due; /* n may be gone when we wake up */
+			pthread_cond_timedwait(&c->wake, &c->lock, &now);
+			continue;
+		}
+		queue_del(c, n);
+		c->current = n;
+		pthread_mutex_unlock(&c->lock);
+		encode(c, n);
+		pthread_mutex_lock(&c->lock);
+		c->current = NULL;
+		pthread_mutex_unlock(&c->lock);
+		eq_node_unref(&c->fs->nodes, n);
+		pthread_mutex_lock(&c->lock);
+	}
+	pthread_mutex_unlock(&c->lock);
+	return NULL;
+}
+
+int eq_compact_create(struct eq_fs *fs)
+{
+	struct eq_compact *c = calloc(1, sizeof(*c));
+	pthread_condattr_t attr;
+	int rc;
+
+	if (!c)
+		return -ENOMEM;
+	c->fs = fs;
+	pthread_mutex_init(&c->lock, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&c->wake, &attr);
+	pthread_condattr_destroy(&attr);
+	rc = pthread_create(&c->thread, NULL, worker, c);
+	if (rc) {
+		eq_compact_free(c);
+		return -rc;
+	}
+	fs->compact = c;
+	return 0;
+}
+
+bool eq_compact_stop(struct eq_compact *c)
+{
+	struct timespec until;
+
+	pthread_mutex_lock(&c->lock);
+	c->stop = true;
+	pthread_cond_signal(&c->wake);
+	pthread_mutex_unlock(&c->lock);
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += STOP_SECONDS;
+	return pthread_timedjoin_np(c->thread, NULL, &until) == 0;
+}
+
+void eq_compact_free(struct eq_compact *c)
+{
+	pthread_cond_destroy(&c->wake);
+	pthread_mutex_destroy(&c->lock);
+	free(c);
+}

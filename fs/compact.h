@@ -1,0 +1,40 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Encoding in the background. What was written through the mount is dirty until
+ * it was encoded or found not worth it; dirty files that nobody is writing wait
+ * in a queue until they have been quiet for a while.
+ */
+#ifndef EQ_COMPACT_H
+#define EQ_COMPACT_H
+
+#include "fs.h"
+
+/* Start the worker (fs->compact). 0 or -errno. */
+int eq_compact_create(struct eq_fs *fs);
+/* Cancel what it is doing and wait for it, some seconds at most. false: it is
+ * still at it and uses fs. From then on no invalidation is sent. */
+bool eq_compact_stop(struct eq_compact *c);
+void eq_compact_free(struct eq_compact *c); /* once stopped */
+
+/* The contents change: n is dirty from now on, also for the next mount. */
+void eq_dirty_set(struct eq_fs *fs, struct eq_node *n);
+/* Was it marked so by an earlier mount? */
+bool eq_dirty_marked(const struct eq_node *n);
+
+/* A handle for writing comes; -ESTALE when the file has been replaced by its
+ * archive and must be looked up again. The caller holds fs->names. */
+int eq_writer_begin(struct eq_fs *fs, struct eq_node *n);
+/* ... and goes. */
+void eq_writer_end(struct eq_fs *fs, struct eq_node *n);
+
+/* Something was done to n or its name that makes a running encode pointless.
+ * Queue it (again) if there is reason to. */
+void eq_compact_offer(struct eq_fs *fs, struct eq_node *n);
+/* The last name of n is gone: nothing to encode. */
+void eq_compact_drop(struct eq_fs *fs, struct eq_node *n);
+
+/* Text of user.eqfs.state. */
+#define EQ_STATE_SIZE 256
+void eq_compact_state(struct eq_fs *fs, struct eq_node *n, char buf[EQ_STATE_SIZE]);
+
+#endif

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the parts of the mount share.
+ *
+ * Order of locks: node->change, names, node->lock, then one of the inner ones
+ * (table of nodes, queue, registry of archives, cache), none of which is held
+ * while another is taken, except that prefetch takes the registry's.
+ */
+#ifndef EQ_FS_H
+#define EQ_FS_H
+
+#include <pthread.h>
+#include <stdint.h>
+#include <sys/stat.h>
+
+#include "arc.h"
+#include "cache.h"
+#include "eqfs.h"
+#include "inode.h"
+#include "log.h"
+#include "prefetch.h"
+
+struct fuse_session;
+struct eq_compact;
+struct eq_scan;
+
+struct eq_fs {
+	const struct eq_mount *m;
+	struct eq_log log;
+	struct fuse_session *se;
+	struct eq_nodes nodes;
+	struct eq_arcs arcs;
+	struct eq_pool *pool;
+	struct eq_cache *cache;
+	struct eq_ahead *ahead;
+	struct eq_compact *compact;     /* NULL when read-only */
+	struct eq_scan *scan;           /* NULL when read-only */
+	char *policy;                   /* text, for the xattr */
+	bool privileged;                /* may act as another user */
+	pthread_key_t scratch;          /* a buffer a thread */
+	/*
+	 * Held for writing while a plain file and its archive change places, so
+	 * that nobody sees both or neither; for reading by whatever looks up or
+	 * changes names or begins to write.
+	 */
+	pthread_rwlock_t names;
+};
+
+/* Extended attributes of our own, in the store; the mount hides them. */
+#define EQ_XATTR_PREFIX "user.eqfs."
+#define EQ_XATTR_QUEUED EQ_XATTR_PREFIX "queued" /* written, not yet encoded */
+#define EQ_XATTR_MTIME EQ_XATTR_PREFIX "mtime"   /* of an archive: set by a user */
+
+/* ---- attr.c ---- */
+
+/* What stat shows. 0 or -errno. */
+int eq_attr_get(struct eq_fs *fs, struct eq_node *n, struct stat *st);
+/* The archive behind a node, with a reference; failures are logged, once. */
+int eq_attr_archive(struct eq_fs *fs, struct eq_node *n, struct eq_arc **out);
+/* Log what went wrong with this file, if that has not been said before. */
+void eq_attr_complain(struct eq_fs *fs, struct eq_node *n, const char *text);
+
+/* ---- restore.c ---- */
+
+/*
+ * Make the archive n a plain file again, in its place, with its contents or
+ * empty. n stays the same node. The caller holds n->change, and no other lock.
+ * 0, or an error (logged); nothing has changed then.
+ */
+int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty);
+
+#endif

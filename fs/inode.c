@@ -1,0 +1,361 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "inode.h"
+
+#define FIRST_BUCKETS 1024
+
+static size_t bucket_of(const struct eq_nodes *t, dev_t dev, ino_t ino)
+{
+	uint64_t h = ((uint64_t)ino ^ ((uint64_t)dev << 40)) * UINT64_C(0x9e3779b97f4a7c15);
+
+	return (size_t)(h >> 32) & (t->n_buckets - 1);
+}
+
+static void insert(struct eq_nodes *t, struct eq_node *n)
+{
+	struct eq_node **b = &t->bucket[bucket_of(t, n->dev, n->ino)];
+
+	n->next = *b;
+	*b = n;
+	t->count++;
+}
+
+static void take_out(struct eq_nodes *t, struct eq_node *n)
+{
+	struct eq_node **p = &t->bucket[bucket_of(t, n->dev, n->ino)];
+
+	while (*p != n)
+		p = &(*p)->next;
+	*p = n->next;
+	t->count--;
+}
+
+static void grow(struct eq_nodes *t)
+{
+	size_t n = t->n_buckets, i;
+	struct eq_node **old = t->bucket, **b = calloc(2 * n, sizeof(*b)), *node, *next;
+
+	if (!b)
+		return; /* longer chains, nothing worse */
+	t->bucket = b;
+	t->n_buckets = 2 * n;
+	t->count = 0;
+	for (i = 0; i < n; i++)
+		for (node = old[i]; node; node = next) {
+			next = node->next;
+			insert(t, node);
+		}
+	free(old);
+}
+
+static struct eq_node *lookup(struct eq_nodes *t, dev_t dev, ino_t ino, bool archive)
+{
+	struct eq_node *n;
+
+	for (n = t->bucket[bucket_of(t, dev, ino)]; n; n = n->next)
+		if (n->ino == ino && n->dev == dev && n->key_archive == archive)
+			return n;
+	return NULL;
+}
+
+static struct eq_node *node_new(struct eq_nodes *t, const struct eq_found *f)
+{
+	struct eq_node *n = calloc(1, sizeof(*n));
+
+	if (!n)
+		return NULL;
+	n->fd = f->fd;
+	n->dev = f->st.st_dev;
+	n->ino = f->st.st_ino;
+	n->key_archive = f->archive;
+	n->archive = f->archive;
+	n->shown = f->st.st_ino;
+	n->type = f->st.st_mode & S_IFMT;
+	n->generation = ++t->generation;
+	pthread_mutex_init(&n->lock, NULL);
+	pthread_mutex_init(&n->change, NULL);
+	insert(t, n);
+	return n;
+}
+
+static void node_free(struct eq_node *n)
+{
+	close(n->fd);
+	pthread_mutex_destroy(&n->lock);
+	pthread_mutex_destroy(&n->change);
+	free(n->reason);
+	free(n->name);
+	free(n);
+}
+
+/* Under the table's lock. Parents go with their last child. */
+static void unref(struct eq_nodes *t, struct eq_node *n)
+{
+	struct eq_node *parent;
+
+	while (n && --n->refs == 0) {
+		parent = n->parent;
+		take_out(t, n);
+		node_free(n);
+		n = parent;
+	}
+}
+
+int eq_nodes_init(struct eq_nodes *t, int root_fd)
+{
+	struct eq_found f = { .fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC) };
+	int rc = -ENOMEM;
+
+	memset(t, 0, sizeof(*t));
+	if (f.fd < 0)
+		return -errno;
+	if (fstat(f.fd, &f.st)) {
+		rc = -errno;
+		goto err;
+	}
+	t->n_buckets = FIRST_BUCKETS;
+	t->bucket = calloc(t->n_buckets, sizeof(*t->bucket));
+	if (!t->bucket)
+		goto err;
+	t->root = node_new(t, &f);
+	if (!t->root)
+		goto err;
+	t->root->refs = 1;
+	pthread_mutex_init(&t->lock, NULL);
+	return 0;
+err:
+	free(t->bucket);
+	close(f.fd);
+	return rc;
+}
+
+void eq_nodes_fini(struct eq_nodes *t)
+{
+	struct eq_node *n, *next;
+	size_t i;
+
+	/* The kernel forgets nothing one by one at unmount. */
+	for (i = 0; i < t->n_buckets; i++)
+		for (n = t->bucket[i]; n; n = next) {
+			next = n->next;
+			node_free(n);
+		}
+	free(t->bucket);
+	pthread_mutex_destroy(&t->lock);
+}
+
+/* Under the table's lock. */
+static int move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, const char *name)
+{
+	struct eq_node *old = n->parent;
+	char *copy;
+
+	if (old == parent && n->name && !strcmp(n->name, name))
+		return 0;
+	copy = strdup(name);
+	free(n->name);
+	n->name = copy;
+	n->parent = copy ? parent : NULL;
+	if (n->parent)
+		parent->refs++;
+	unref(t, old);
+	return copy ? 0 : -ENOMEM;
+}
+
+int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent, const char *name,
+		 bool kernel, struct eq_node **out)
+{
+	struct eq_node *n;
+	int rc = 0;
+
+	*out = NULL;
+	pthread_mutex_lock(&t->lock);
+	n = lookup(t, f->st.st_dev, f->st.st_ino, f->archive);
+	if (n) {
+		close(f->fd);
+	} else {
+		if (t->count > t->n_buckets)
+			grow(t);
+		n = node_new(t, f);
+		if (!n) {
+			close(f->fd);
+			rc = -ENOMEM;
+			goto out;
+		}
+	}
+	n->refs += !kernel || n->lookups == 0;
+	n->lookups += kernel;
+	if (n != t->root)
+		(void)move(t, n, parent, name); /* without a place it cannot be encoded */
+	*out = n;
+out:
+	f->fd = -1;
+	pthread_mutex_unlock(&t->lock);
+	return rc;
+}
+
+struct eq_node *eq_node_find(struct eq_nodes *t, const struct eq_found *f)
+{
+	struct eq_node *n;
+
+	pthread_mutex_lock(&t->lock);
+	n = lookup(t, f->st.st_dev, f->st.st_ino, f->archive);
+	if (n)
+		n->refs++;
+	pthread_mutex_unlock(&t->lock);
+	return n;
+}
+
+void eq_node_ref(struct eq_nodes *t, struct eq_node *n)
+{
+	pthread_mutex_lock(&t->lock);
+	n->refs++;
+	pthread_mutex_unlock(&t->lock);
+}
+
+void eq_node_unref(struct eq_nodes *t, struct eq_node *n)
+{
+	if (!n)
+		return;
+	pthread_mutex_lock(&t->lock);
+	unref(t, n);
+	pthread_mutex_unlock(&t->lock);
+}
+
+void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n)
+{
+	pthread_mutex_lock(&t->lock);
+	if (node != t->root && node->lookups) {
+		node->lookups -= n < node->lookups ? n : node->lookups;
+		if (!node->lookups)
+			unref(t, node);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+int eq_node_place(struct eq_nodes *t, struct eq_node *n, struct eq_node **parent,
+		  char name[NAME_MAX + 1])
+{
+	int rc = -ENOENT;
+
+	*parent = NULL;
+	pthread_mutex_lock(&t->lock);
+	if (n->parent && strlen(n->name) <= NAME_MAX) {
+		*parent = n->parent;
+		n->parent->refs++;
+		strcpy(name, n->name);
+		rc = 0;
+	}
+	pthread_mutex_unlock(&t->lock);
+	return rc;
+}
+
+int eq_node_move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, const char *name)
+{
+	int rc;
+
+	pthread_mutex_lock(&t->lock);
+	rc = move(t, n, parent, name);
+	pthread_mutex_unlock(&t->lock);
+	return rc;
+}
+
+void eq_node_remove(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent,
+		    const char *name)
+{
+	struct eq_node *old;
+
+	pthread_mutex_lock(&t->lock);
+	old = n->parent;
+	if (old && (!parent || (old == parent && !strcmp(n->name, name)))) {
+		free(n->name);
+		n->name = NULL;
+		n->parent = NULL;
+		unref(t, old);
+	}
+	pthread_mutex_unlock(&t->lock);
+}
+
+bool eq_node_partial(struct eq_nodes *t, struct eq_node *n)
+{
+	bool yes;
+
+	pthread_mutex_lock(&t->lock);
+	yes = n->name && eq_name_is_partial(n->name);
+	pthread_mutex_unlock(&t->lock);
+	return yes;
+}
+
+void eq_node_path(struct eq_nodes *t, struct eq_node *n, char *buf, size_t size)
+{
+	size_t at = size - 1, len;
+
+	/* From the end of buf backwards, then to its beginning. */
+	buf[at] = '\0';
+	pthread_mutex_lock(&t->lock);
+	for (; n != t->root; n = n->parent) {
+		const char *name = n->name ? n->name : "(removed)";
+
+		len = strlen(name);
+		if (len + 1 > at)
+			break;
+		if (buf[at])
+			buf[--at] = '/';
+		at -= len;
+		memcpy(buf + at, name, len);
+		if (!n->parent)
+			break;
+	}
+	pthread_mutex_unlock(&t->lock);
+	memmove(buf, buf + at, size - at);
+	if (!buf[0])
+		strcpy(buf, ".");
+}
+
+int eq_node_rebind(struct eq_nodes *t, struct eq_node *n, int fd)
+{
+	struct stat st;
+	int rc = 0;
+
+	if (fstat(fd, &st))
+		return -errno;
+	pthread_mutex_lock(&t->lock);
+	/* The number stays, so that no other thread can be caught with a closed one. */
+	if (dup3(fd, n->fd, O_CLOEXEC) < 0) {
+		rc = -errno;
+	} else {
+		take_out(t, n);
+		n->dev = st.st_dev;
+		n->ino = st.st_ino;
+		n->key_archive = false;
+		n->archive = false;
+		insert(t, n);
+		close(fd);
+	}
+	pthread_mutex_unlock(&t->lock);
+	return rc;
+}
+
+bool eq_node_logged(struct eq_node *n, const char *text)
+{
+	uint64_t h = UINT64_C(0xcbf29ce484222325);
+	bool known = false;
+	unsigned i;
+
+	for (; *text; text++)
+		h = (h ^ (unsigned char)*text) * UINT64_C(0x100000001b3);
+	pthread_mutex_lock(&n->lock);
+	for (i = 0; i < EQ_NODE_LOGGED && i < n->n_logged; i++)
+		known |= n->logged[i] == h;
+	if (!known)
+		n->logged[n->n_logged++ % EQ_NODE_LOGGED] = h;
+	pthread_mutex_unlock(&n->lock);
+	return known;
+}

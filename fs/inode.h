@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Nodes: what the kernel knows as inodes. A node is a file of the store, told
+ * apart by device and inode number and held by an O_PATH descriptor, so that it
+ * is found again without any path.
+ */
+#ifndef EQ_INODE_H
+#define EQ_INODE_H
+
+#include <limits.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <time.h>
+
+#include "name.h"
+
+#define EQ_NODE_LOGGED 8
+
+/* What stat shows of an archive, kept while the archive stays the same. */
+struct eq_meta {
+	bool known;
+	struct timespec ctim;   /* of the archive, when this was read */
+	off_t stored;
+	uint64_t size;
+	struct timespec mtime;
+};
+
+struct eq_node {
+	/* Never changes. */
+	uint64_t shown;         /* inode number that stat shows */
+	uint64_t generation;
+	mode_t type;            /* S_IFMT part */
+	int fd;                 /* O_PATH. A restored archive becomes a plain file
+	                           under the same descriptor number. */
+	_Atomic bool archive;
+
+	/* Belong to the table. */
+	struct eq_node *next;
+	dev_t dev;
+	ino_t ino;
+	bool key_archive;
+	uint64_t refs;          /* the kernel's lookups together count as one */
+	uint64_t lookups;
+	struct eq_node *parent; /* where it was last seen, with a reference; or NULL */
+	char *name;
+
+	pthread_mutex_t lock;   /* of what follows */
+	struct eq_meta meta;
+	unsigned writers;       /* handles open for writing */
+	bool dirty;             /* written through the mount and not yet encoded */
+	bool swapped;           /* its name now belongs to the archive made of it */
+	bool pinned;            /* dirty nodes hold a reference to themselves */
+	char *reason;           /* why it was not encoded, or NULL */
+	struct timespec seen;   /* modification time when last opened */
+	uint64_t logged[EQ_NODE_LOGGED]; /* hashes of messages already logged */
+	unsigned n_logged;
+
+	_Atomic uint64_t changes; /* counts what makes a running encode pointless */
+	pthread_mutex_t change; /* held while an archive is made plain; comes before
+	                           every other lock */
+
+	/* Belong to the encoding queue. */
+	struct eq_node *queue_prev, *queue_next;
+	bool queued;
+	struct timespec due;
+};
+
+struct eq_nodes {
+	pthread_mutex_t lock;
+	struct eq_node **bucket;
+	size_t n_buckets, count;
+	uint64_t generation;
+	struct eq_node *root;
+};
+
+/* The table, with a node for the root directory (root_fd is duplicated). */
+int eq_nodes_init(struct eq_nodes *t, int root_fd);
+void eq_nodes_fini(struct eq_nodes *t);
+
+/*
+ * The node of what was found as NAME in parent, with a reference for the caller,
+ * or, when kernel is set, one more lookup by the kernel instead. Takes f->fd
+ * over in any case. 0 or -ENOMEM.
+ */
+int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent, const char *name,
+		 bool kernel, struct eq_node **out);
+/* The node of a file, if there is one, with a reference; or NULL. */
+struct eq_node *eq_node_find(struct eq_nodes *t, const struct eq_found *f);
+void eq_node_ref(struct eq_nodes *t, struct eq_node *n);
+void eq_node_unref(struct eq_nodes *t, struct eq_node *n);
+/* The kernel drops n of its lookups. */
+void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n);
+
+/* Where the node is: parent with a reference, and the name. -ENOENT: nowhere. */
+int eq_node_place(struct eq_nodes *t, struct eq_node *n, struct eq_node **parent,
+		  char name[NAME_MAX + 1]);
+/* It is there from now on. 0 or -ENOMEM (and then it is nowhere). */
+int eq_node_move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, const char *name);
+/* It is there no longer; nothing happens if it was somewhere else. parent NULL:
+ * wherever it was. */
+void eq_node_remove(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent,
+		    const char *name);
+/* Does it have the name of a download that is not complete? */
+bool eq_node_partial(struct eq_nodes *t, struct eq_node *n);
+/* "dir/name" as far as known, for messages; cut if buf is too small. */
+void eq_node_path(struct eq_nodes *t, struct eq_node *n, char *buf, size_t size);
+/* The archive node is from now on the plain file fd (taken over on success). */
+int eq_node_rebind(struct eq_nodes *t, struct eq_node *n, int fd);
+
+/* Was this text logged for the node already? Remembers it. */
+bool eq_node_logged(struct eq_node *n, const char *text);
+
+#endif

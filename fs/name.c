@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "eqcodec.h"
+#include "name.h"
+
+#define PARTIAL ".incomplete"
+
+static bool has_suffix(const char *name, const char *suffix)
+{
+	size_t n = strlen(name), k = strlen(suffix);
+
+	return n > k && !strcmp(name + n - k, suffix);
+}
+
+void eq_proc_path(char buf[EQ_PROC_SIZE], int fd)
+{
+	snprintf(buf, EQ_PROC_SIZE, "/proc/self/fd/%d", fd);
+}
+
+bool eq_name_is_archive(const char *name)
+{
+	return has_suffix(name, EQ_SUFFIX);
+}
+
+bool eq_name_is_partial(const char *name)
+{
+	return has_suffix(name, PARTIAL);
+}
+
+int eq_name_archive(const char *name, char out[NAME_MAX + 1])
+{
+	int n = snprintf(out, NAME_MAX + 1, "%s" EQ_SUFFIX, name);
+
+	return n < 0 || n > NAME_MAX ? -ENAMETOOLONG : 0;
+}
+
+int eq_name_allowed(const char *name, mode_t type)
+{
+	if (eq_tmp_is(name) || (S_ISREG(type) && eq_name_is_archive(name)))
+		return -EPERM;
+	return 0;
+}
+
+/* Names the mount never shows, whatever they are. */
+static bool invisible(const char *name)
+{
+	return eq_tmp_is(name) || !strcmp(name, ".") || !strcmp(name, "..");
+}
+
+static int open_one(int dirfd, const char *name, struct eq_found *f)
+{
+	int rc;
+
+	f->fd = openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+	if (f->fd < 0)
+		return -errno;
+	if (fstat(f->fd, &f->st)) {
+		rc = -errno;
+		close(f->fd);
+		f->fd = -1;
+		return rc;
+	}
+	return 0;
+}
+
+static int stat_one(int dirfd, const char *name, struct eq_found *f)
+{
+	f->fd = -1;
+	return fstatat(dirfd, name, &f->st, AT_SYMLINK_NOFOLLOW) ? -errno : 0;
+}
+
+static int find(int dirfd, const char *name, struct eq_found *f,
+		int (*one)(int dirfd, const char *name, struct eq_found *f))
+{
+	char archive[NAME_MAX + 1];
+	int rc;
+
+	f->fd = -1;
+	f->archive = false;
+	if (invisible(name))
+		return -ENOENT;
+	rc = one(dirfd, name, f);
+	if (!rc && !(S_ISREG(f->st.st_mode) && eq_name_is_archive(name)))
+		return 0;
+	if (!rc && f->fd >= 0) {
+		close(f->fd); /* an archive under its own name: hidden */
+		f->fd = -1;
+	}
+	if (rc && rc != -ENOENT)
+		return rc;
+	if (eq_name_archive(name, archive))
+		return -ENOENT;
+	rc = one(dirfd, archive, f);
+	if (rc)
+		return rc;
+	if (!S_ISREG(f->st.st_mode)) {
+		if (f->fd >= 0)
+			close(f->fd);
+		f->fd = -1;
+		return -ENOENT;
+	}
+	f->archive = true;
+	return 0;
+}
+
+int eq_name_find(int dirfd, const char *name, struct eq_found *f)
+{
+	return find(dirfd, name, f, open_one);
+}
+
+int eq_name_stat(int dirfd, const char *name, struct eq_found *f)
+{
+	return find(dirfd, name, f, stat_one);
+}

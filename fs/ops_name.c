@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define FUSE_USE_VERSION 314
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <sys/fsuid.h>
+#include <unistd.h>
+
+#include "compact.h"
+#include "ops.h"
+#include "scan.h"
+
+/* ---- looking up ----------------------------------------------------------------- */
+
+/* Fill in what the kernel is told of n, on which it gets a lookup in any case. */
+static int entry_fill(struct eq_fs *fs, struct eq_node *n, struct fuse_entry_param *e)
+{
+	memset(e, 0, sizeof(*e));
+	e->ino = eq_ino_of(fs, n);
+	e->generation = n->generation;
+	e->attr_timeout = e->entry_timeout = EQ_TIMEOUT;
+	return eq_attr_get(fs, n, &e->attr);
+}
+
+static void reply_entry(fuse_req_t req, struct eq_node *n, int rc)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct fuse_entry_param e;
+
+	if (!rc) {
+		rc = entry_fill(fs, n, &e);
+		if (!rc && fuse_reply_entry(req, &e) == 0)
+			return;
+		eq_node_forget(&fs->nodes, n, 1);
+		if (!rc)
+			return;
+	}
+	eq_reply(req, rc);
+}
+
+/* The node of a name, with one more lookup by the kernel. */
+static int take(struct eq_fs *fs, struct eq_node *dir, const char *name, struct eq_node **out)
+{
+	struct eq_found f;
+	int rc;
+
+	*out = NULL;
+	pthread_rwlock_rdlock(&fs->names);
+	rc = eq_name_find(dir->fd, name, &f);
+	if (!rc)
+		rc = eq_node_take(&fs->nodes, &f, dir, name, true, out);
+	pthread_rwlock_unlock(&fs->names);
+	return rc;
+}
+
+void eq_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct eq_node *n;
+	int rc = take(fs, eq_node_of(fs, parent), name, &n);
+
+	reply_entry(req, n, rc);
+}
+
+void eq_op_readlink(fuse_req_t req, fuse_ino_t ino)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	char *buf = eq_scratch(fs, PATH_MAX + 1);
+	ssize_t n = -1;
+
+	errno = ENOMEM;
+	if (buf)
+		n = readlinkat(eq_node_of(fs, ino)->fd, "", buf, PATH_MAX);
+	if (n < 0) {
+		eq_reply(req, -errno);
+		return;
+	}
+	buf[n] = '\0';
+	fuse_reply_readlink(req, buf);
+}
+
+/* ---- making ----------------------------------------------------------------------- */
+
+int eq_name_check(struct eq_fs *fs, const char *name, mode_t type)
+{
+	int rc = eq_name_allowed(name, type);
+
+	if (rc)
+		eq_log(&fs->log, EQ_LOG_WARN, "%s: this name is reserved in an eqfs store", name);
+	return rc;
+}
+
+struct make {
+	mode_t mode;            /* the type says what */
+	dev_t rdev;
+	const char *target;     /* of a symbolic link */
+	int flags;              /* regular files: of open(2) */
+	int fd;                 /* regular files: out */
+};
+
+static int make_once(struct make *m, int dirfd, const char *name)
+{
+	int rc;
+
+	switch (m->mode & S_IFMT) {
+	case S_IFREG:
+		rc = m->fd = openat(dirfd, name,
+				    (m->flags & ~O_TRUNC) | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
+				    m->mode & 07777);
+		break;
+	case S_IFDIR:
+		rc = mkdirat(dirfd, name, m->mode & 07777);
+		break;
+	case S_IFLNK:
+		rc = symlinkat(m->target, dirfd, name);
+		break;
+	default:
+		rc = mknodat(dirfd, name, m->mode, m->rdev);
+		break;
+	}
+	return rc < 0 ? -errno : 0;
+}
+
+/* What a filesystem does when a user makes something: theirs, but in a set-gid
+ * directory with the group of the directory. */
+static int give(const struct make *m, int dirfd, const char *name, const struct fuse_ctx *ctx)
+{
+	struct stat dir;
+
+	if (fstat(dirfd, &dir) ||
+	    fchownat(dirfd, name, ctx->uid, dir.st_mode & S_ISGID ? (gid_t)-1 : ctx->gid,
+		     AT_SYMLINK_NOFOLLOW))
+		return -errno;
+	/* That has dropped set-id bits. */
+	if (m->mode & (S_ISUID | S_ISGID) && (m->mode & S_IFMT) != S_IFLNK &&
+	    fchmodat(dirfd, name, m->mode & 07777, 0))
+		return -errno;
+	return 0;
+}
+
+/* Make it as the caller, which also gives it owner and group by the rules of the
+ * store's filesystem. Under fs->names. */
+static int make(fuse_req_t req, struct eq_node *dir, const char *name, struct make *m)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	const struct fuse_ctx *ctx = fuse_req_ctx(req);
+	bool other = fs->privileged && (ctx->uid != 0 || ctx->gid != 0);
+	int rc;
+
+	if (other) {
+		setfsgid(ctx->gid);
+		setfsuid(ctx->uid);
+	}
+	rc = make_once(m, dir->fd, name);
+	if (other) {
+		setfsuid(0);
+		setfsgid(0);
+	}
+	if (rc != -EACCES || !other)
+		return rc;
+	/* The kernel has allowed it, by a supplementary group perhaps, which we
+	 * cannot take on. */
+	rc = make_once(m, dir->fd, name);
+	if (!rc)
+		rc = give(m, dir->fd, name, ctx);
+	if (rc && m->fd >= 0) {
+		close(m->fd);
+		m->fd = -1;
+	}
+	return rc;
+}
+
+/* 0 when nothing has this name. */
+static int check_free(struct eq_node *dir, const char *name)
+{
+	struct eq_found f;
+	int rc = eq_name_stat(dir->fd, name, &f);
+
+	if (!rc)
+		return -EEXIST;
+	return rc == -ENOENT ? 0 : rc;
+}
+
+static void make_entry(fuse_req_t req, fuse_ino_t parent, const char *name, struct make *m)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct eq_node *dir = eq_node_of(fs, parent), *n = NULL;
+	int rc;
+
+	m->fd = -1;
+	rc = eq_name_check(fs, name, m->mode);
+	if (rc) {
+		eq_reply(req, rc);
+		return;
+	}
+	pthread_rwlock_rdlock(&fs->names);
+	rc = check_free(dir, name);
+	if (!rc)
+		rc = make(req, dir, name, m);
+	pthread_rwlock_unlock(&fs->names);
+	if (m->fd >= 0)
+		close(m->fd);
+	if (!rc)
+		rc = take(fs, dir, name, &n);
+	reply_entry(req, n, rc);
+}
+
+void eq_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
+{
+	struct make m = { .mode = mode & S_IFMT ? mode : mode | S_IFREG, .rdev = rdev,
+			  .flags = O_RDONLY };
+
+	make_entry(req, parent, name, &m);
+}
+
+void eq_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode)
+{
+	struct make m = { .mode = (mode & 07777) | S_IFDIR };
+
+	make_entry(req, parent, name, &m);
+}
+
+void eq_op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name)
+{
+	struct make m = { .mode = S_IFLNK | 0777, .target = target };
+
+	make_entry(req, parent, name, &m);
+}
+
+/* Make a file and open it. -EEXIST when there is one. */
+static int create_new(fuse_req_t req, struct eq_node *dir, const char *name, mode_t mode, int flags,
+		      struct eq_node **n, struct eq_file **file)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct make m = { .mode = (mode & 07777) | S_IFREG, .flags = eq_file_flags(flags),
+			  .fd = -1 };
+	char path[EQ_PROC_SIZE];
+	struct eq_found f = { .fd = -1 };
+	int rc;
+
+	*n = NULL;
+	*file = NULL;
+	pthread_rwlock_rdlock(&fs->names);
+	rc = check_free(dir, name);
+	if (!rc)
+		rc = make(req, dir, name, &m);
+	if (rc)
+		goto out;
+	eq_proc_path(path, m.fd);
+	f.fd = open(path, O_PATH | O_CLOEXEC);
+	if (f.fd < 0 || fstat(f.fd, &f.st)) {
+		rc = -errno;
+		if (f.fd >= 0)
+			close(f.fd);
+	}
+	if (!rc)
+		rc = eq_node_take(&fs->nodes, &f, dir, name, true, n);
+	if (!rc)
+		rc = eq_file_made(fs, *n, m.fd, flags, file);
+	if (rc)
+		close(m.fd);
+out:
+	pthread_rwlock_unlock(&fs->names);
+	return rc;
+}
+
+void eq_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+		  struct fuse_file_info *fi)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct eq_node *dir = eq_node_of(fs, parent), *n = NULL;
+	struct fuse_entry_param e;
+	struct eq_file *file = NULL;
+	bool keep = false;
+	int rc;
+
+	rc = eq_name_check(fs, name, S_IFREG);
+	if (!rc)
+		rc = create_new(req, dir, name, mode, fi->flags, &n, &file);
+	if (rc == -EEXIST && !(fi->flags & O_EXCL)) { /* it came behind the kernel's back */
+		rc = take(fs, dir, name, &n);
+		if (!rc)
+			rc = eq_file_open(fs, n, fi->flags, &file, &keep);
+	}
+	if (!rc)
+		rc = entry_fill(fs, n, &e);
+	if (rc) {
+		if (file)
+			eq_file_close(fs, file);
+		if (n)
+			eq_node_forget(&fs->nodes, n, 1);
+		eq_reply(req, rc);
+		return;
+	}
+	fi->fh = (uintptr_t)file;
+	fi->keep_cache = keep;
+	if (fuse_reply_create(req, &e, fi) == -ENOENT) {
+		eq_file_close(fs, file);
+		eq_node_forget(&fs->nodes, n, 1);
+	}
+}
+
+void eq_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct eq_node *n = eq_node_of(fs, ino), *dir = eq_node_of(fs, newparent), *same = NULL;
+	char path[EQ_PROC_SIZE], archive[NAME_MAX + 1];
+	const char *disk = newname;
+	int rc;
+
+	rc = eq_name_check(fs, newname, n->type);
+	if (rc) {
+		eq_reply(req, rc);
+		return;
+	}
+	pthread_rwlock_rdlock(&fs->names);
+	rc = n->swapped ? -ESTALE : check_free(dir, newname);
+	if (!rc && n->archive) {
+		rc = eq_name_archive(newname, archive);
+		disk = archive;
+	}
+	eq_proc_path(path, n->fd);
+	if (!rc && linkat(AT_FDCWD, path, dir->fd, disk, AT_SYMLINK_FOLLOW))
+		rc = -errno;
+	pthread_rwlock_unlock(&fs->names);
+	if (!rc)
+		rc = take(fs, dir, newname, &same);
+	reply_entry(req, same, rc);
+}
+
+/* ---- removing ----------------------------------------------------------------------- */
+
+void eq_name_gone(struct eq_fs *fs, struct eq_node *n, struct eq_node *parent, const char *name)
+{
+	struct stat st;
+
+	eq_node_remove(&fs->nodes, n, parent, name);
+	if (fstat(n->fd, &st) == 0 && st.st_nlink > 0)
+		eq_compact_offer(fs, n); /* one link fewer may be what it waited for */
+	else
+		eq_compact_drop(fs, n);
+}
+
+int eq_name_bury(struct eq_node *dir, const char *name)
+{
+	char archive[NAME_MAX + 1];
+	struct stat st;
+
+	if (eq_name_archive(name, archive) ||
+	    fstatat(dir->fd, archive, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+		return 0;
+	return unlinkat(dir->fd, archive, 0) ? -errno : 0;
+}
+
+static int do_unlink(struct eq_fs *fs, struct eq_node *dir, const char *name)
+{
+	char archive[NAME_MAX + 1];
+	const char *disk = name;
+	struct eq_found f;
+	struct eq_node *n;
+	int rc;
+
+	rc = eq_name_stat(dir->fd, name, &f);
+	if (!rc && f.archive) {
+		rc = eq_name_archive(name, archive);
+		disk = archive;
+	} else if (!rc && S_ISREG(f.st.st_mode)) {
+		rc = eq_name_bury(dir, name); /* or it would rise now */
+	}
+	if (rc)
+		return rc;
+	n = eq_node_find(&fs->nodes, &f);
+	if (unlinkat(dir->fd, disk, 0))
+		rc = -errno;
+	else if (n)
+		eq_name_gone(fs, n, dir, name);
+	eq_node_unref(&fs->nodes, n);
+	return rc;
+}
+
+void eq_op_unlink(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	int rc;
+
+	pthread_rwlock_rdlock(&fs->names);
+	rc = do_unlink(fs, eq_node_of(fs, parent), name);
+	pthread_rwlock_unlock(&fs->names);
+	eq_reply(req, rc);
+}
+
+static int do_rmdir(struct eq_node *dir, const char *name)
+{
+	long others;
+	int fd;
+
+	if (eq_tmp_is(name))
+		return -ENOENT;
+	if (unlinkat(dir->fd, name, AT_REMOVEDIR) == 0)
+		return 0;
+	if (errno != ENOTEMPTY && errno != EEXIST)
+		return -errno;
+	/* Perhaps it only looks so to us. */
+	fd = openat(dir->fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	others = eq_scan_sweep(fd);
+	close(fd);
+	if (others)
+		return others < 0 ? (int)others : -ENOTEMPTY;
+	return unlinkat(dir->fd, name, AT_REMOVEDIR) ? -errno : 0;
+}
+
+void eq_op_rmdir(fuse_req_t req, fuse_ino_t parent, const char *name)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct eq_found f;
+	struct eq_node *dir = eq_node_of(fs, parent), *n = NULL;
+	int rc;
+
+	pthread_rwlock_rdlock(&fs->names);
+	rc = eq_name_stat(dir->fd, name, &f);
+	if (!rc)
+		n = eq_node_find(&fs->nodes, &f);
+	if (!rc)
+		rc = f.archive ? -ENOTDIR : do_rmdir(dir, name);
+	if (!rc && n)
+		eq_node_remove(&fs->nodes, n, dir, name);
+	pthread_rwlock_unlock(&fs->names);
+	eq_node_unref(&fs->nodes, n);
+	eq_reply(req, rc);
+}

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Decoding ahead of readers. A loader that reads with one thread, or faults one
+ * mapped page after the other, gets the bytes behind its last request decoded by
+ * threads of their own before it asks.
+ */
+#ifndef EQ_PREFETCH_H
+#define EQ_PREFETCH_H
+
+#include <pthread.h>
+#include <stdint.h>
+
+#include "arc.h"
+#include "cache.h"
+
+struct eq_ahead;
+
+/* n_threads workers, and no reader more than `window` bytes ahead. 0 or -errno. */
+int eq_ahead_create(struct eq_arcs *arcs, struct eq_cache *cache, unsigned n_threads,
+		    uint64_t window, struct eq_ahead **out);
+/* Stops the workers and drops what is queued. NULL is fine. */
+void eq_ahead_free(struct eq_ahead *a);
+
+/* What is known of one open file's reader. Zero-initialised but for the lock. */
+struct eq_stream {
+	pthread_mutex_t lock;
+	uint64_t next;          /* end of what it read, the furthest */
+	uint64_t ahead;         /* end of what was asked to be decoded */
+	uint64_t window;        /* bytes to be ahead; 0: not sequential */
+};
+
+/* The reader asks for [off, off + len): note it, and queue what comes next. */
+void eq_ahead_note(struct eq_ahead *a, struct eq_stream *s, struct eq_arc *arc, uint64_t off,
+		   size_t len);
+
+#endif

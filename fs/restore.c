@@ -1,0 +1,159 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From archive to plain file, for a writer. The plain file is complete and on
+ * disk before it takes its name, and takes its name before the archive goes: a
+ * crash leaves either, or both, and then the plain file counts.
+ */
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/xattr.h>
+#include <unistd.h>
+
+#include "compact.h"
+
+struct restore {
+	struct eq_fs *fs;
+	struct eq_node *n, *parent;
+	bool empty;
+	char name[NAME_MAX + 1], archive[NAME_MAX + 1];
+	char tmp[EQ_TMP_NAME_SIZE];
+	int fd;
+	struct eq_error err;
+};
+
+/* Is it the shown file of this name, still? */
+static int check_place(struct restore *r)
+{
+	struct eq_found f;
+	int rc = eq_name_stat(r->parent->fd, r->name, &f);
+
+	if (rc)
+		return rc == -ENOENT ? -ESTALE : rc;
+	return f.archive && f.st.st_ino == r->n->ino && f.st.st_dev == r->n->dev ? 0 : -ESTALE;
+}
+
+static void copy_xattrs(int from, int to)
+{
+	char path[EQ_PROC_SIZE], names[4096], value[4096], *p;
+	ssize_t n, len;
+
+	eq_proc_path(path, from);
+	n = listxattr(path, names, sizeof(names));
+	for (p = names; n > 0 && p < names + n; p += strlen(p) + 1) {
+		if (strncmp(p, "user.", 5) ||
+		    !strncmp(p, EQ_XATTR_PREFIX, sizeof(EQ_XATTR_PREFIX) - 1))
+			continue;
+		len = getxattr(path, p, value, sizeof(value));
+		if (len >= 0)
+			(void)!fsetxattr(to, p, value, (size_t)len, 0);
+	}
+}
+
+static int fill(struct restore *r)
+{
+	struct eq_run run = { .pool = r->fs->pool, .backend = r->fs->m->backend };
+	struct timespec times[2];
+	struct eq_arc *arc;
+	struct stat st;
+	int rc;
+
+	rc = eq_attr_get(r->fs, r->n, &st);
+	if (rc)
+		return rc;
+	if (!r->empty) {
+		rc = eq_attr_archive(r->fs, r->n, &arc);
+		if (rc)
+			return rc;
+		rc = eq_archive_unpack(arc->archive, r->fd, &run, &r->err);
+		eq_arc_put(&r->fs->arcs, arc);
+		if (rc)
+			return rc;
+	}
+	if (fchown(r->fd, st.st_uid, st.st_gid) &&
+	    (st.st_uid != geteuid() || st.st_gid != getegid()))
+		return -errno;
+	if (fchmod(r->fd, st.st_mode & 07777))
+		return -errno;
+	copy_xattrs(r->n->fd, r->fd);
+	(void)!fsetxattr(r->fd, EQ_XATTR_QUEUED, "1", 1, 0);
+	times[0] = st.st_atim;
+	times[1] = st.st_mtim;
+	if (!r->empty && futimens(r->fd, times))
+		return -errno;
+	/* The long sync comes before the lock. */
+	return fsync(r->fd) ? -errno : 0;
+}
+
+/* Under the lock of the names. */
+static int swap(struct restore *r)
+{
+	char path[EQ_PROC_SIZE];
+	int fd, rc;
+
+	rc = check_place(r);
+	if (rc)
+		return rc;
+	eq_proc_path(path, r->fd);
+	fd = open(path, O_PATH | O_CLOEXEC);
+	if (fd < 0)
+		return -errno;
+	rc = eq_publish(r->parent->fd, r->fd, r->tmp, r->name);
+	if (rc) {
+		close(fd);
+		return rc;
+	}
+	r->tmp[0] = '\0';
+	/* From here on the plain file counts, whatever becomes of the archive. */
+	rc = eq_node_rebind(&r->fs->nodes, r->n, fd);
+	if (rc)
+		close(fd);
+	if (unlinkat(r->parent->fd, r->archive, 0))
+		eq_log(&r->fs->log, EQ_LOG_WARN, "%s: cannot remove: %s", r->archive,
+		       eq_strerror(-errno));
+	return rc;
+}
+
+int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
+{
+	struct restore r = { .fs = fs, .n = n, .empty = empty, .fd = -1 };
+	char path[PATH_MAX];
+	int rc;
+
+	eq_node_path(&fs->nodes, n, path, sizeof(path));
+	rc = eq_node_place(&fs->nodes, n, &r.parent, r.name);
+	if (rc)
+		return -ESTALE;
+	rc = eq_name_archive(r.name, r.archive);
+	if (!rc)
+		rc = check_place(&r);
+	if (!rc)
+		rc = eq_tmp_create(r.parent->fd, r.tmp, &r.fd);
+	if (rc)
+		goto out;
+	rc = fill(&r);
+	if (!rc) {
+		pthread_rwlock_wrlock(&fs->names);
+		rc = swap(&r);
+		pthread_rwlock_unlock(&fs->names);
+	}
+	if (rc && r.tmp[0])
+		unlinkat(r.parent->fd, r.tmp, 0);
+	close(r.fd);
+	if (!rc)
+		eq_dirty_set(fs, n);
+out:
+	eq_node_unref(&fs->nodes, r.parent);
+	if (rc && rc != -ESTALE) {
+		if (!r.err.text[0])
+			eq_fail(&r.err, rc, "%s: cannot be made a plain file: %s", path,
+				eq_strerror(rc));
+		eq_attr_complain(fs, n, r.err.text);
+	} else if (!rc) {
+		eq_log(&fs->log, EQ_LOG_INFO, "made a plain file again: %s", path);
+	}
+	return rc;
+}

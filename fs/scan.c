@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "config.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "compact.h"
+#include "scan.h"
+
+struct eq_scan {
+	struct eq_fs *fs;
+	pthread_t thread;
+	_Atomic bool stop;
+	struct eq_node **todo;  /* directories, each with a reference */
+	size_t n_todo, max_todo;
+};
+
+static bool dots(const char *name)
+{
+	return !strcmp(name, ".") || !strcmp(name, "..");
+}
+
+static DIR *open_dir(int dirfd)
+{
+	int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+
+	if (!d && fd >= 0)
+		close(fd);
+	return d;
+}
+
+long eq_scan_sweep(int dirfd)
+{
+	DIR *d = open_dir(dirfd);
+	struct dirent *e;
+	long others = 0;
+
+	if (!d)
+		return -errno;
+	while ((e = readdir(d)))
+		if (!dots(e->d_name) && (!eq_tmp_is(e->d_name) || eq_tmp_sweep(dirfd, e->d_name)))
+			others++;
+	closedir(d);
+	return others;
+}
+
+static int push(struct eq_scan *s, struct eq_node *n)
+{
+	struct eq_node **t;
+	size_t max;
+
+	if (s->n_todo == s->max_todo) {
+		max = s->max_todo ? 2 * s->max_todo : 64;
+		t = realloc(s->todo, max * sizeof(*t));
+		if (!t)
+			return -ENOMEM;
+		s->todo = t;
+		s->max_todo = max;
+	}
+	s->todo[s->n_todo++] = n;
+	return 0;
+}
+
+static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
+{
+	struct eq_fs *fs = s->fs;
+	struct eq_found f;
+	struct eq_node *n;
+	int rc;
+
+	if (eq_tmp_is(name)) {
+		if (eq_tmp_sweep(dir->fd, name) == 0)
+			eq_log(&fs->log, EQ_LOG_INFO, "removed %s, left by a crash", name);
+		return;
+	}
+	if (eq_name_is_archive(name))
+		return;
+	pthread_rwlock_rdlock(&fs->names);
+	rc = eq_name_find(dir->fd, name, &f);
+	if (!rc)
+		rc = eq_node_take(&fs->nodes, &f, dir, name, false, &n);
+	pthread_rwlock_unlock(&fs->names);
+	if (rc)
+		return;
+	if (S_ISDIR(n->type) && push(s, n) == 0)
+		return; /* with the reference */
+	if (S_ISREG(n->type) && !n->archive && eq_dirty_marked(n)) {
+		eq_dirty_set(fs, n);
+		eq_compact_offer(fs, n);
+	}
+	eq_node_unref(&fs->nodes, n);
+}
+
+static void *scan(void *arg)
+{
+	struct eq_scan *s = arg;
+	struct eq_node *dir;
+	struct dirent *e;
+	DIR *d;
+
+	while (s->n_todo && !s->stop) {
+		dir = s->todo[--s->n_todo];
+		d = open_dir(dir->fd);
+		while (d && !s->stop && (e = readdir(d)))
+			if (!dots(e->d_name))
+				visit(s, dir, e->d_name);
+		if (d)
+			closedir(d);
+		eq_node_unref(&s->fs->nodes, dir);
+	}
+	return NULL;
+}
+
+int eq_scan_create(struct eq_fs *fs)
+{
+	struct eq_scan *s = calloc(1, sizeof(*s));
+	int rc = -ENOMEM;
+
+	if (!s)
+		return rc;
+	s->fs = fs;
+	eq_node_ref(&fs->nodes, fs->nodes.root);
+	rc = push(s, fs->nodes.root);
+	if (!rc)
+		rc = -pthread_create(&s->thread, NULL, scan, s);
+	if (rc) {
+		eq_node_unref(&fs->nodes, fs->nodes.root);
+		free(s->todo);
+		free(s);
+		return rc;
+	}
+	fs->scan = s;
+	return 0;
+}
+
+void eq_scan_free(struct eq_scan *s)
+{
+	if (!s)
+		return;
+	s->stop = true;
+	pthread_join(s->thread, NULL);
+	while (s->n_todo)
+		eq_node_unref(&s->fs->nodes, s->todo[--s->n_todo]);
+	free(s->todo);
+	free(s);
+}

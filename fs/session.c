@@ -1,0 +1,297 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Life of a mount. A thread of its own waits for signals, because the worker
+ * that encodes must be stopped while requests are still being answered: it may
+ * be telling the kernel of a swap, and the kernel may have to wait for one of
+ * our answers before it listens.
+ */
+#define FUSE_USE_VERSION 314
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "compact.h"
+#include "ops.h"
+#include "scan.h"
+
+#define READ_AHEAD_KB "4096"
+#define MAX_WINDOW ((uint64_t)32 << 20)
+#define MAX_THREADS 32
+#define WAKE_USEC 10000
+
+struct session {
+	struct eq_fs fs;
+	pthread_t main, signals, setup;
+	sigset_t set;
+	_Atomic bool ended;     /* the loop has returned */
+	struct stat under;      /* the mountpoint, before */
+	bool up;                /* fs is initialised */
+	bool setting_up;        /* there is a thread `setup` */
+	bool stuck;             /* the worker did not stop and still uses fs */
+};
+
+/* ---- the store ----------------------------------------------------------------- */
+
+int eq_store_lock(int store_fd, bool read_only)
+{
+	if (flock(store_fd, (read_only ? LOCK_SH : LOCK_EX) | LOCK_NB) == 0)
+		return 0;
+	return errno == EWOULDBLOCK ? -EBUSY : -errno;
+}
+
+static bool same(const struct stat *a, const struct stat *b)
+{
+	return a->st_dev == b->st_dev && a->st_ino == b->st_ino;
+}
+
+/* Is `inner` the directory `outer` or below it? 1, 0 or -errno. */
+static int below(int inner, int outer)
+{
+	struct stat want, at, up;
+	int fd, next, rc = 0;
+
+	if (fstat(outer, &want))
+		return -errno;
+	fd = openat(inner, ".", O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0 || fstat(fd, &at))
+		rc = -errno;
+	while (!rc && !same(&at, &want)) {
+		next = openat(fd, "..", O_PATH | O_DIRECTORY | O_CLOEXEC);
+		if (next < 0 || fstat(next, &up))
+			rc = -errno;
+		if (!rc && same(&at, &up)) {
+			close(next);
+			break; /* the root */
+		}
+		close(fd);
+		fd = next;
+		at = up;
+	}
+	if (!rc)
+		rc = same(&at, &want);
+	if (fd >= 0)
+		close(fd);
+	return rc;
+}
+
+int eq_store_overlap(int store_fd, int mountpoint_fd)
+{
+	int rc = below(mountpoint_fd, store_fd);
+
+	if (rc)
+		return rc;
+	rc = below(store_fd, mountpoint_fd);
+	return rc > 0 ? 2 : rc;
+}
+
+/* ---- threads beside the loop ------------------------------------------------- */
+
+/*
+ * A first request of our own: once it is answered the mount is initialised, and
+ * only then does the kernel take a larger readahead than it negotiated.
+ */
+static void *setup(void *arg)
+{
+	struct session *s = arg;
+	const struct eq_log *log = &s->fs.log;
+	char path[64];
+	struct stat st;
+	int fd;
+	bool done;
+
+	if (stat(s->fs.m->mountpoint, &st) || st.st_dev == s->under.st_dev)
+		return NULL; /* unmounted already */
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev),
+		 minor(st.st_dev));
+	fd = open(path, O_WRONLY | O_CLOEXEC);
+	done = fd >= 0 && write(fd, READ_AHEAD_KB, sizeof(READ_AHEAD_KB) - 1) > 0;
+	if (fd >= 0)
+		close(fd);
+	if (done)
+		eq_log(log, EQ_LOG_INFO, "the kernel reads ahead " READ_AHEAD_KB " KiB");
+	else
+		eq_log(log, EQ_LOG_INFO, "the kernel reads ahead what it likes (%s: %s)", path,
+		       eq_strerror(-errno));
+	return NULL;
+}
+
+static void stop_worker(struct session *s)
+{
+	struct eq_fs *fs = &s->fs;
+
+	eq_scan_free(fs->scan);
+	fs->scan = NULL;
+	if (fs->compact && !eq_compact_stop(fs->compact)) {
+		eq_log(&fs->log, EQ_LOG_WARN, "an encode does not end: leaving it");
+		s->stuck = true;
+	}
+}
+
+static void wake(int sig)
+{
+	(void)sig;
+}
+
+static void *signals(void *arg)
+{
+	struct session *s = arg;
+	int sig;
+
+	if (sigwait(&s->set, &sig))
+		return NULL;
+	if (!s->ended)
+		eq_log(&s->fs.log, EQ_LOG_INFO, "%s: unmounting", strsignal(sig));
+	stop_worker(s);
+	/* The loop looks at its flag only when its wait is interrupted. */
+	while (!s->ended) {
+		fuse_session_exit(s->fs.se);
+		pthread_kill(s->main, SIGUSR2);
+		usleep(WAKE_USEC);
+	}
+	return NULL;
+}
+
+/* ---- one mount ----------------------------------------------------------------- */
+
+static void raise_files(const struct eq_log *log)
+{
+	struct rlimit r;
+
+	if (getrlimit(RLIMIT_NOFILE, &r))
+		return;
+	r.rlim_cur = r.rlim_max;
+	if (setrlimit(RLIMIT_NOFILE, &r))
+		eq_log(log, EQ_LOG_INFO, "cannot raise the limit of open files: %s",
+		       eq_strerror(-errno));
+}
+
+static int fs_init(struct eq_fs *fs, const struct eq_mount *m)
+{
+	unsigned threads = m->threads ? m->threads : eq_cpu_count();
+	pthread_rwlockattr_t attr;
+	uint64_t window;
+	int rc;
+
+	fs->m = m;
+	fs->privileged = geteuid() == 0;
+	eq_log_init(&fs->log, m->level, !m->foreground);
+	eq_arcs_init(&fs->arcs);
+	/* Or a stream of look-ups would keep a swap waiting for ever. */
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&fs->names, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	fs->policy = eq_policy_text(m->policy);
+	rc = fs->policy ? eq_nodes_init(&fs->nodes, m->store_fd) : -ENOMEM;
+	if (!rc)
+		rc = -pthread_key_create(&fs->scratch, free);
+	if (!rc && threads > 1)
+		rc = eq_pool_create(threads - 1, &fs->pool);
+	if (!rc)
+		rc = eq_cache_create(m->cache_bytes, fs->pool, m->backend, &fs->cache);
+	window = m->cache_bytes / 4 < MAX_WINDOW ? m->cache_bytes / 4 : MAX_WINDOW;
+	if (!rc)
+		rc = eq_ahead_create(&fs->arcs, fs->cache, threads, window, &fs->ahead);
+	return rc;
+}
+
+static void fs_fini(struct eq_fs *fs)
+{
+	if (fs->compact)
+		eq_compact_free(fs->compact);
+	eq_ahead_free(fs->ahead);
+	eq_cache_free(fs->cache);
+	eq_pool_free(fs->pool);
+	eq_nodes_fini(&fs->nodes);
+	eq_arcs_fini(&fs->arcs);
+	pthread_rwlock_destroy(&fs->names);
+	free(fs->policy);
+	eq_log_fini(&fs->log);
+}
+
+static int serve(struct session *s)
+{
+	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	struct sigaction act = { .sa_handler = wake };
+	int rc;
+
+	if (!config)
+		return -ENOMEM;
+	fuse_loop_cfg_set_max_threads(config, MAX_THREADS);
+	fuse_loop_cfg_set_idle_threads(config, MAX_THREADS);
+	sigaction(SIGUSR2, &act, NULL);
+	s->main = pthread_self();
+	rc = -pthread_create(&s->signals, NULL, signals, s);
+	if (rc)
+		goto out;
+	rc = -pthread_create(&s->setup, NULL, setup, s);
+	s->setting_up = !rc;
+	if (!rc)
+		rc = fuse_session_loop_mt(s->fs.se, config);
+	s->ended = true;
+	pthread_kill(s->signals, SIGTERM); /* if it is still waiting */
+	pthread_join(s->signals, NULL);
+out:
+	fuse_loop_cfg_destroy(config);
+	return rc;
+}
+
+int eq_mount_run(const struct eq_mount *m)
+{
+	struct session s = { .stuck = false };
+	struct eq_fs *fs = &s.fs;
+	int rc;
+
+	umask(0);
+	raise_files(&fs->log);
+	/* From here on only the signals' thread hears of them. */
+	sigemptyset(&s.set);
+	sigaddset(&s.set, SIGTERM);
+	sigaddset(&s.set, SIGINT);
+	sigaddset(&s.set, SIGHUP);
+	pthread_sigmask(SIG_BLOCK, &s.set, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	if (stat(m->mountpoint, &s.under))
+		return -errno;
+	fs->se = fuse_session_new(m->args, &eq_ops, sizeof(eq_ops), fs);
+	if (!fs->se)
+		return -EINVAL; /* libfuse has said why */
+	rc = -EIO;
+	if (fuse_session_mount(fs->se, m->mountpoint))
+		goto destroy;
+	if (fuse_daemonize(m->foreground))
+		goto unmount;
+	rc = fs_init(fs, m); /* threads begin here, so not before the fork */
+	s.up = true;
+	if (!rc && !m->read_only)
+		rc = eq_compact_create(fs);
+	if (!rc && !m->read_only)
+		rc = eq_scan_create(fs);
+	if (!rc)
+		rc = serve(&s);
+	if (rc)
+		eq_log(&fs->log, EQ_LOG_ERROR, "%s: %s", m->store, eq_strerror(rc));
+unmount:
+	fuse_session_unmount(fs->se);
+	if (s.setting_up) /* no longer waiting for an answer */
+		pthread_join(s.setup, NULL);
+destroy:
+	if (s.stuck)
+		return rc; /* the process ends now, and the worker with it */
+	fuse_session_destroy(fs->se);
+	if (s.up)
+		fs_fini(fs);
+	return rc;
+}

@@ -1,0 +1,357 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* eqfs: mount a store of archives. See eqfs(1). */
+#define FUSE_USE_VERSION 314
+#include "config.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <fuse.h>
+#include <malloc.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli.h"
+#include "eqfs.h"
+
+#define CONFIG ".eqfs.conf"
+#define MAX_SETTLE 86400.0
+#define MAX_CACHE ((size_t)1 << 46)
+#define MIN_CACHE ((size_t)1 << 20)
+#define MAX_THREADS 1024
+
+struct options {
+	struct eq_policy policy;
+	struct eq_mount mount;
+	char *store, *mountpoint;       /* as given */
+	char **set;                     /* policy options in order, "key=value" */
+	size_t n_set;
+	int foreground, debug, verbose, quiet, read_only, help, version;
+	bool bad;                       /* said */
+};
+
+enum { KEY_POLICY, KEY_SETTLE, KEY_CACHE, KEY_THREADS, KEY_READ_ONLY };
+
+#define FLAG(text, member) { text, offsetof(struct options, member), 1 }
+
+static const struct fuse_opt known[] = {
+	FLAG("-f", foreground),
+	FLAG("-d", debug),
+	FLAG("debug", debug),
+	FLAG("-v", verbose),
+	FLAG("--verbose", verbose),
+	FLAG("-q", quiet),
+	FLAG("--quiet", quiet),
+	FLAG("-h", help),
+	FLAG("--help", help),
+	FLAG("-V", version),
+	FLAG("--version", version),
+	FUSE_OPT_KEY("bits=", KEY_POLICY),
+	FUSE_OPT_KEY("lambda=", KEY_POLICY),
+	FUSE_OPT_KEY("format=", KEY_POLICY),
+	FUSE_OPT_KEY("include=", KEY_POLICY),
+	FUSE_OPT_KEY("exclude=", KEY_POLICY),
+	FUSE_OPT_KEY("settle=", KEY_SETTLE),
+	FUSE_OPT_KEY("cache=", KEY_CACHE),
+	FUSE_OPT_KEY("threads=", KEY_THREADS),
+	FUSE_OPT_KEY("ro", KEY_READ_ONLY),
+	FUSE_OPT_END
+};
+
+static int bad(struct options *o, const char *what, const char *value)
+{
+	eq_cli_error("%s: %s", what, value);
+	o->bad = true;
+	return 0;
+}
+
+/* Bytes, with K, M, G or T behind: 0 or -EINVAL. */
+static int parse_size(const char *text, size_t *out)
+{
+	static const char units[] = "KMGT";
+	const char *unit;
+	char *end;
+	double v;
+
+	if (!isdigit((unsigned char)text[0]))
+		return -EINVAL;
+	v = strtod(text, &end);
+	if (*end) {
+		unit = strchr(units, toupper((unsigned char)*end));
+		if (!unit || end[1])
+			return -EINVAL;
+		for (; unit >= units; unit--)
+			v *= 1024.0;
+	}
+	if (!(v >= (double)MIN_CACHE && v <= (double)MAX_CACHE))
+		return -EINVAL;
+	*out = (size_t)v;
+	return 0;
+}
+
+static int parse_settle(const char *text, double *out)
+{
+	char *end;
+	double v;
+
+	if (!isdigit((unsigned char)text[0]) && text[0] != '.')
+		return -EINVAL;
+	v = strtod(text, &end);
+	if (*end || end == text || !(v >= 0 && v <= MAX_SETTLE))
+		return -EINVAL;
+	*out = v;
+	return 0;
+}
+
+static int keep_policy(struct options *o, const char *arg)
+{
+	char **p = realloc(o->set, (o->n_set + 1) * sizeof(*p));
+
+	if (p)
+		o->set = p;
+	if (!p || !(o->set[o->n_set] = strdup(arg)))
+		return bad(o, "out of memory at option", arg);
+	o->n_set++;
+	return 0;
+}
+
+/* 0: eaten, 1: for libfuse, -1: stop. */
+static int option(void *data, const char *arg, int key, struct fuse_args *outargs)
+{
+	struct options *o = data;
+	const char *value = strchr(arg, '=');
+
+	(void)outargs;
+	value = value ? value + 1 : "";
+	switch (key) {
+	case KEY_POLICY:
+		return keep_policy(o, arg);
+	case KEY_SETTLE:
+		if (parse_settle(value, &o->mount.settle))
+			return bad(o, "not a number of seconds", arg);
+		return 0;
+	case KEY_CACHE:
+		if (parse_size(value, &o->mount.cache_bytes))
+			return bad(o, "not a size of 1M or more", arg);
+		return 0;
+	case KEY_THREADS:
+		if (eq_cli_parse_uint(value, 1, MAX_THREADS, &o->mount.threads))
+			return bad(o, "not a number of threads", arg);
+		return 0;
+	case KEY_READ_ONLY:
+		o->read_only = 1;
+		return 1;
+	case FUSE_OPT_KEY_NONOPT:
+		if (!o->store)
+			o->store = strdup(arg);
+		else if (!o->mountpoint)
+			o->mountpoint = strdup(arg);
+		else
+			return bad(o, "one argument too many", arg);
+		return 0;
+	default:
+		if (arg[0] == '-')
+			return bad(o, "unknown option", arg);
+		return 1;
+	}
+}
+
+static void help(void)
+{
+	puts("Usage: eqfs [OPTION]... STORE MOUNTPOINT\n"
+	     "Show the directory STORE at MOUNTPOINT, with its archives as the safetensors\n"
+	     "files they hold, and encode what is written there.\n"
+	     "\n"
+	     "  -f             stay in the foreground, log to stderr\n"
+	     "  -d             the same, and show every request\n"
+	     "  -v, -q         log more, or errors only\n"
+	     "  -h, --help     this text\n"
+	     "  -V, --version  the version\n"
+	     "  -o OPTION,...  options:\n"
+	     "\n"
+	     "  bits=N         quantise to N bits a parameter (default: lossless)\n"
+	     "  lambda=X       quantise with this weight of the rate\n"
+	     "  format=F       of quantised weights: fp8 or int8\n"
+	     "  include=GLOB   quantise tensors of this name as well; may be repeated\n"
+	     "  exclude=GLOB   never quantise tensors of this name; may be repeated\n"
+	     "  settle=SEC     encode when a file has been quiet that long (default: 2)\n"
+	     "  cache=SIZE     memory for decoded data, as 512M or 2G (default: 256M)\n"
+	     "  threads=N      to decode and encode (default: one a CPU)\n"
+	     "  ro             read-only; such mounts may share a store\n"
+	     "  allow_other, default_permissions and what else libfuse knows\n"
+	     "\n"
+	     "The policy (bits to exclude) may also stand in STORE/" CONFIG "; options given\n"
+	     "here override it. See eqfs(1).");
+}
+
+/* The store's own policy, if it has one. */
+static int read_config(struct options *o, struct eq_error *err)
+{
+	char *name;
+	int fd, rc;
+
+	fd = openat(o->mount.store_fd, CONFIG, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0 && errno == ENOENT)
+		return 0;
+	if (asprintf(&name, "%s/" CONFIG, o->store) < 0)
+		name = NULL;
+	if (fd < 0)
+		rc = eq_fail(err, -errno, "%s: %s", name ? name : CONFIG, eq_strerror(-errno));
+	else
+		rc = eq_policy_read(&o->policy, fd, name ? name : CONFIG, err);
+	if (fd >= 0)
+		close(fd);
+	free(name);
+	return rc;
+}
+
+static int set_policy(struct options *o, struct eq_error *err)
+{
+	size_t i;
+	int rc = read_config(o, err);
+
+	for (i = 0; !rc && i < o->n_set; i++) {
+		char *value = strchr(o->set[i], '=');
+
+		*value++ = '\0';
+		rc = eq_policy_set(&o->policy, o->set[i], value, err);
+	}
+	return rc;
+}
+
+static int open_store(struct options *o, struct eq_error *err)
+{
+	int fd, rc;
+
+	o->mount.store_fd = open(o->store, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (o->mount.store_fd < 0)
+		return eq_fail(err, -errno, "%s: %s", o->store, eq_strerror(-errno));
+	fd = open(o->mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
+	if (fd < 0)
+		return eq_fail(err, -errno, "%s: %s", o->mountpoint, eq_strerror(-errno));
+	rc = eq_store_overlap(o->mount.store_fd, fd);
+	close(fd);
+	if (rc == 1)
+		return eq_fail(err, -EINVAL, "%s: the mountpoint is inside the store %s",
+			       o->mountpoint, o->store);
+	if (rc == 2)
+		return eq_fail(err, -EINVAL, "%s: the store is inside the mountpoint %s", o->store,
+			       o->mountpoint);
+	if (!rc)
+		rc = eq_store_lock(o->mount.store_fd, o->read_only);
+	if (rc == -EBUSY)
+		return eq_fail(err, rc, "%s: mounted already by another eqfs", o->store);
+	if (rc)
+		return eq_fail(err, rc, "%s: %s", o->store, eq_strerror(rc));
+	o->mount.store = realpath(o->store, NULL);
+	o->mount.mountpoint = realpath(o->mountpoint, NULL);
+	if (!o->mount.store || !o->mount.mountpoint)
+		return eq_fail(err, -errno, "%s: %s", o->mount.store ? o->mountpoint : o->store,
+			       eq_strerror(-errno));
+	return 0;
+}
+
+/* What the list of mounts shows; a later fsname= of the user's counts. */
+static int add_fuse_options(struct options *o, struct fuse_args *args)
+{
+	char *name = NULL, *list = NULL;
+	int rc = -1;
+
+	if (asprintf(&name, "fsname=%s", o->mount.store) < 0)
+		return -ENOMEM;
+	if (fuse_opt_add_opt_escaped(&list, name) == 0 &&
+	    fuse_opt_add_opt(&list, "subtype=eqfs") == 0 &&
+	    fuse_opt_add_opt(&list, "default_permissions") == 0 &&
+	    (!o->debug || fuse_opt_add_opt(&list, "debug") == 0) &&
+	    fuse_opt_insert_arg(args, 1, "-o") == 0 && fuse_opt_insert_arg(args, 2, list) == 0)
+		rc = 0;
+	free(name);
+	free(list);
+	return rc ? -ENOMEM : 0;
+}
+
+static int say_policy(const struct options *o)
+{
+	char *text = eq_policy_text(&o->policy);
+
+	if (!text)
+		return -ENOMEM;
+	if (!o->quiet)
+		fprintf(stderr, "eqfs: %s on %s%s, policy: %s\n", o->mount.store,
+			o->mount.mountpoint, o->read_only ? " (read-only)" : "", text);
+	free(text);
+	return 0;
+}
+
+static int mount_store(struct options *o, struct fuse_args *args)
+{
+	struct eq_error err = { "" };
+	int rc;
+
+	rc = open_store(o, &err);
+	if (!rc)
+		rc = set_policy(o, &err);
+	if (!rc)
+		rc = add_fuse_options(o, args);
+	if (!rc)
+		rc = say_policy(o);
+	if (rc) {
+		eq_cli_error("%s", err.text[0] ? err.text : eq_strerror(rc));
+		return EQ_EXIT_FAIL;
+	}
+	o->mount.args = args;
+	o->mount.policy = &o->policy;
+	o->mount.backend = eq_backend_cpu();
+	o->mount.read_only = o->read_only;
+	o->mount.foreground = o->foreground || o->debug;
+	o->mount.level = o->quiet ? EQ_LOG_ERROR : EQ_LOG_WARN;
+	if (o->verbose)
+		o->mount.level = EQ_LOG_INFO;
+	if (o->debug)
+		o->mount.level = EQ_LOG_DEBUG;
+	return eq_mount_run(&o->mount) ? EQ_EXIT_FAIL : EQ_EXIT_OK;
+}
+
+int main(int argc, char **argv)
+{
+	struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
+	struct options o = { .mount = { .cache_bytes = EQ_DEFAULT_CACHE,
+					.settle = EQ_DEFAULT_SETTLE, .store_fd = -1 } };
+	int status = EQ_EXIT_USAGE;
+
+	/* Extents come and go: keep their memory rather than have the kernel clear
+	 * new pages each time. */
+	mallopt(M_MMAP_THRESHOLD, 64 << 20);
+	mallopt(M_TRIM_THRESHOLD, 256 << 20);
+	eq_policy_init(&o.policy);
+	if (fuse_opt_parse(&args, &o, known, option) || o.bad) {
+		eq_cli_usage("eqfs");
+	} else if (o.help) {
+		help();
+		status = EQ_EXIT_OK;
+	} else if (o.version) {
+		printf("eqfs (eqfs) %s, libfuse %s, %s\n", PACKAGE_VERSION, fuse_pkgversion(),
+		       eq_cpu_isa());
+		status = EQ_EXIT_OK;
+	} else if (!o.mountpoint) {
+		eq_cli_error("missing %s", o.store ? "mountpoint" : "store and mountpoint");
+		eq_cli_usage("eqfs");
+	} else {
+		status = mount_store(&o, &args);
+	}
+	while (o.n_set)
+		free(o.set[--o.n_set]);
+	free(o.set);
+	free((char *)o.mount.store);
+	free((char *)o.mount.mountpoint);
+	free(o.store);
+	free(o.mountpoint);
+	if (o.mount.store_fd >= 0)
+		close(o.mount.store_fd);
+	eq_policy_fini(&o.policy);
+	fuse_opt_free_args(&args);
+	return eq_cli_finish(status);
+}
