@@ -10,6 +10,8 @@ UNIT_TESTS = \
 EQ_BENCHES =
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
 SCRIPT_TESTS = \
+	tests/check_includes.sh \
+	tests/ref_decode.py \
 	tests/cli_damage.sh \
 	tests/cli_errors.sh \
 	tests/cli_pack.sh \
