@@ -5,7 +5,10 @@ UNIT_TESTS = \
 	tests/unit_archive \
 	tests/unit_coding \
 	tests/unit_model \
-	tests/unit_rans
+	tests/unit_rans \
+	tests/fuzz_safetensors \
+	tests/unit_policy \
+	tests/unit_safetensors
 # Programs of `make bench`, each from the .c of its name.
 EQ_BENCHES =
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
@@ -13,11 +16,13 @@ SCRIPT_TESTS = \
 	tests/check_includes.sh \
 	tests/ref_decode.py \
 	tests/cli_damage.sh \
+	tests/cli_diff.sh \
 	tests/cli_errors.sh \
 	tests/cli_pack.sh \
 	tests/cli_ratios.sh \
 	tests/cli_repo.sh \
-	tests/cli_signal.sh
+	tests/cli_signal.sh \
+	tests/check_headers.py
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
 	tests/eqar_ref.py \
@@ -26,4 +31,6 @@ TEST_FILES = \
 	tests/data \
 	tests/cli_lib.sh \
 	tests/codec_util.h \
-	tests/gen_model.py
+	tests/gen_model.py \
+	tests/gen_bad_headers.py \
+	tests/st_text.h
