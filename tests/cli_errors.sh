@@ -38,10 +38,12 @@ usage stat -l a.st.eqar
 usage verify
 usage verify --against=a.st a.st.eqar a.st.eqar
 usage verify -r --against=a.st .
+usage diff a
+usage diff a b c
 usage bench
 usage bench a b
 
-for command in pack unpack ls stat verify bench; do
+for command in pack unpack ls stat verify diff bench; do
 	expect 0 "$EQAR" $command --help
 	check "help of $command" grep -q "^Usage: eqar $command" .out
 done
@@ -96,6 +98,8 @@ fails 'eqar: zeros: *' verify zeros
 fails 'eqar: nothing: *' bench nothing
 fails 'eqar: missing: No such file or directory' verify --against=missing a.st.eqar
 fails 'eqar: a.st.eqar: has * bytes, *' verify --against=a.st.eqar a.st.eqar
+fails 'eqar: missing: No such file or directory' diff a.st missing
+fails 'eqar: config.json: *' diff config.json a.st
 fails 'eqar: missing: No such file or directory' pack -r missing
 fails 'eqar: a.st: Not a directory' unpack -r a.st
 fails 'eqar: dir: no archive found' verify -r dir

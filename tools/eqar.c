@@ -18,6 +18,7 @@ static const struct {
 	{ "ls", eq_cmd_ls, "list the tensors of archives" },
 	{ "stat", eq_cmd_stat, "sizes, error, policy and hash of archives" },
 	{ "verify", eq_cmd_verify, "check archives, or compare with an original" },
+	{ "diff", eq_cmd_diff, "compare two files tensor by tensor" },
 	{ "bench", eq_cmd_bench, "measure the decoding of an archive" },
 };
 

@@ -19,6 +19,7 @@ int eq_cmd_unpack(int argc, char **argv);
 int eq_cmd_ls(int argc, char **argv);
 int eq_cmd_stat(int argc, char **argv);
 int eq_cmd_verify(int argc, char **argv);
+int eq_cmd_diff(int argc, char **argv);
 int eq_cmd_bench(int argc, char **argv);
 
 /* ---- options that most commands have (eqar_file.c) ----------------------- */

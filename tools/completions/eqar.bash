@@ -20,7 +20,7 @@ _eqar() {
 	fi
 	if ((COMP_CWORD == 1)); then
 		mapfile -t COMPREPLY < <(compgen -W \
-			'pack unpack ls stat verify bench --help --version' -- "$cur")
+			'pack unpack ls stat verify diff bench --help --version' -- "$cur")
 		return
 	fi
 	case $prev in
@@ -41,6 +41,7 @@ _eqar() {
 	ls) words='--long --json --help' ;;
 	stat) words='--json --help' ;;
 	verify) words='--recursive --against= --jobs= --quiet --json --help' ;;
+	diff) words='--jobs= --quiet --verbose --json --help' ;;
 	bench) words='--jobs= --json --help' ;;
 	esac
 	if [[ $cur == -* ]]; then
@@ -52,7 +53,7 @@ _eqar() {
 	if [[ $directories ]]; then
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -d -- "$cur")
-	elif [[ $command == pack ]]; then
+	elif [[ $command == pack || $command == diff ]]; then
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 	else
