@@ -155,7 +155,17 @@ static int set_format(struct eq_policy *p, const char *key, const char *value,
 	return 0;
 }
 
-/* Split a value at ':' into a list; an empty glob is a slip, not a wish. */
+/* [*begin, *end) without blanks at its ends. */
+static void trim(const char **begin, const char **end)
+{
+	while (*begin < *end && strchr(" \t\r", **begin))
+		++*begin;
+	while (*end > *begin && strchr(" \t\r", (*end)[-1]))
+		--*end;
+}
+
+/* Split a value at ':' into a list, without blanks around the globs; an empty
+ * one is a slip, not a wish. */
 static int split_globs(const char *key, const char *value, char ***out,
 		       struct eq_error *err)
 {
@@ -169,18 +179,19 @@ static int split_globs(const char *key, const char *value, char ***out,
 	if (!list)
 		return -ENOMEM;
 	for (size_t i = 0; i < n; i++) {
-		const size_t len = strcspn(value, ":");
+		const char *glob = value, *end = value + strcspn(value, ":");
 
-		if (len == 0) {
+		value = end + 1;
+		trim(&glob, &end);
+		if (glob == end) {
 			free_list(list);
 			return fail_value(err, key, "", "globs separated by ':', none empty");
 		}
-		list[i] = strndup(value, len);
+		list[i] = strndup(glob, (size_t)(end - glob));
 		if (!list[i]) {
 			free_list(list);
 			return -ENOMEM;
 		}
-		value += len + 1;
 	}
 	*out = list;
 	return 0;
@@ -242,15 +253,6 @@ int eq_policy_set(struct eq_policy *p, const char *key, const char *value,
 
 /* ---- ini ----------------------------------------------------------------- */
 
-/* [*begin, *end) without blanks at its ends. */
-static void trim(char **begin, char **end)
-{
-	while (*begin < *end && strchr(" \t\r", **begin))
-		++*begin;
-	while (*end > *begin && strchr(" \t\r", (*end)[-1]))
-		--*end;
-}
-
 struct ini {
 	const char *name;
 	unsigned line;
@@ -263,19 +265,46 @@ static int fail_line(const struct ini *ini, struct eq_error *err, int rc,
 	return eq_fail(err, rc, "%s:%u: %.300s", ini->name, ini->line, cause);
 }
 
-/* One line; it is changed. */
-static int read_line(struct ini *ini, struct eq_policy *p, char *line, char *end,
-		     struct eq_error *err)
+/* The key and the value of a line, which ends at end. */
+static int read_option(const struct ini *ini, struct eq_policy *p, const char *line,
+		       const char *end, struct eq_error *err)
 {
+	const char *key_end = memchr(line, '=', (size_t)(end - line));
 	struct eq_error cause = { "" };
+	const char *value;
+	char *k, *v;
+	int rc = -ENOMEM;
+
+	if (!key_end)
+		return fail_line(ini, err, -EINVAL, "expected key = value");
+	value = key_end + 1;
+	trim(&line, &key_end);
+	trim(&value, &end);
+	k = strndup(line, (size_t)(key_end - line));
+	v = strndup(value, (size_t)(end - value));
+	if (k && v)
+		rc = eq_policy_set(p, k, v, &cause);
+	else
+		eq_fail(&cause, rc, "out of memory");
+	free(k);
+	free(v);
+	return rc ? fail_line(ini, err, rc, cause.text) : 0;
+}
+
+static int read_line(struct ini *ini, struct eq_policy *p, const char *line,
+		     const char *end, struct eq_error *err)
+{
+	static const char section[] = "[policy]";
+	struct eq_error cause;
 
 	trim(&line, &end);
-	*end = '\0';
 	if (line == end || *line == '#' || *line == ';')
 		return 0;
 	if (*line == '[') {
-		if (strcmp(line, "[policy]") != 0) {
-			eq_fail(&cause, 0, "unknown section %s", line);
+		const size_t len = (size_t)(end - line);
+
+		if (len != sizeof(section) - 1 || memcmp(line, section, len) != 0) {
+			eq_fail(&cause, 0, "unknown section %.*s", (int)len, line);
 			return fail_line(ini, err, -ENOENT, cause.text);
 		}
 		ini->in_policy = true;
@@ -283,32 +312,19 @@ static int read_line(struct ini *ini, struct eq_policy *p, char *line, char *end
 	}
 	if (!ini->in_policy)
 		return fail_line(ini, err, -EINVAL, "expected [policy] first");
-
-	char *eq = strchr(line, '=');
-
-	if (!eq)
-		return fail_line(ini, err, -EINVAL, "expected key = value");
-
-	char *key_end = eq, *value = eq + 1;
-
-	trim(&line, &key_end);
-	trim(&value, &end);
-	*key_end = '\0';
-	const int rc = eq_policy_set(p, line, value, &cause);
-
-	return rc ? fail_line(ini, err, rc, cause.text) : 0;
+	return read_option(ini, p, line, end, err);
 }
 
-static int parse_ini(struct eq_policy *p, char *text, size_t len, const char *name,
+static int parse_ini(struct eq_policy *p, const char *text, size_t len, const char *name,
 		     struct eq_error *err)
 {
 	struct ini ini = { .name = name };
 	const size_t valid = eq_utf8_valid(text, len);
-	char *const end = text + len;
+	const char *const end = text + len;
 
-	for (char *line = text; line < end; ) {
-		char *newline = memchr(line, '\n', (size_t)(end - line));
-		char *line_end = newline ? newline : end;
+	for (const char *line = text; line < end; ) {
+		const char *newline = memchr(line, '\n', (size_t)(end - line));
+		const char *line_end = newline ? newline : end;
 
 		ini.line++;
 		if (line_end > text + valid)
@@ -332,7 +348,7 @@ int eq_policy_read(struct eq_policy *p, int fd, const char *name,
 	struct eq_policy copy;
 	size_t len = 0;
 	int rc;
-	char *text = malloc(MAX_INI + 2); /* one byte to find an excess, one for NUL */
+	char *text = malloc(MAX_INI + 1); /* a byte more, to notice an excess */
 
 	if (!text)
 		return eq_fail(err, -ENOMEM, "%s: out of memory", name);

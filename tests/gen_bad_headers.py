@@ -96,6 +96,8 @@ BAD = {
     "unclosed_name": (st('{"a'), NOTST, "byte 3 of the header: string without end"),
     # what readers skip must be JSON too
     "skipped_number_range": (extra("1e999"), NOTST, "number out of range"),
+    "skipped_1e309": (extra("1e309"), NOTST, "number out of range"),
+    "skipped_minus_1e400": (extra("[1,-0.1e401]"), NOTST, "number out of range"),
     "skipped_leading_zero": (extra("007"), NOTST, "leading zero"),
     "skipped_bare_fraction": (extra("1."), NOTST, "bad number"),
     "skipped_bare_exponent": (extra("1e+"), NOTST, "bad number"),
