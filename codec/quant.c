@@ -5,10 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "quant.h"
-
-#define STRIP 256       /* units worked on at a time, in the first-level cache */
-#define LANES 16        /* of the sums, see struct lanes */
+#include "kernels.h"
+#include "quant_ops.h"
 
 void eq_quant_values(enum eq_qformat format, float value[256])
 {
@@ -34,57 +32,13 @@ void eq_quant_format_init(struct eq_quant_format *f, enum eq_qformat format)
 	f->top = format == EQ_Q_FP8 ? 126 : 127;
 	f->unit = format == EQ_Q_FP8 ? 0x1p-9f : 1;
 	f->mid[0] = 0;
-	for (unsigned j = 0; j < EQ_QUANT_LEVELS; j++) {
+	for (unsigned j = 0; j < EQ_QUANT_SLOTS; j++) {
 		/* beyond the top: fp8 never gets there, int8 goes on by ones */
 		f->value[j] = j <= f->top ? value[j] : f->value[j - 1] + 1;
 		f->step[j] = (int32_t)(f->value[j] / f->unit);
 		if (j)
 			f->mid[j] = (f->value[j - 1] + f->value[j]) / 2;
 	}
-}
-
-/*
- * Sums are kept in 16 lanes, unit i of a row in lane i % 16, and the lanes of a
- * row are then added up in pairs; rows are added in order within a block, and
- * blocks in order. So the order of every addition is fixed, whatever the width
- * of the vectors and whichever thread does it.
- */
-struct lanes {
-	double v[LANES];
-};
-
-static double lanes_sum(struct lanes *l)
-{
-	for (int w = LANES / 2; w; w /= 2)
-		for (int i = 0; i < w; i++)
-			l->v[i] += l->v[i + w];
-	return l->v[0];
-}
-
-/* Units [0, n) from w as float32, exactly; the rest of the strip is zero. */
-static void strip_load(float x[STRIP], const void *w, int dtype, size_t n)
-{
-	const uint16_t *h = w;
-
-	switch (dtype) {
-	case EQ_BF16:
-		for (size_t i = 0; i < n; i++)
-			x[i] = eq_float_of((uint32_t)h[i] << 16);
-		break;
-	case EQ_F16:
-		for (size_t i = 0; i < n; i++)
-			x[i] = eq_float_of(eq_half_widen(h[i]));
-		break;
-	default:
-		memcpy(x, w, n * 4);
-	}
-	if (n < STRIP)
-		memset(x + n, 0, (STRIP - n) * sizeof(*x));
-}
-
-static size_t unit_size(int dtype)
-{
-	return dtype == EQ_F32 ? 4 : 2;
 }
 
 /* ---- norm ---------------------------------------------------------------- */
@@ -104,32 +58,20 @@ static void l1_run(void *arg, size_t index)
 {
 	const struct l1_job *job = arg;
 	const struct eq_quant_tensor *t = job->t;
+	const struct eq_quant_ops *ops = eq_quant_ops_get();
 	uint64_t row = index * job->block_rows, end = row + job->block_rows;
-	size_t unit = unit_size(t->dtype);
+	size_t row_bytes = t->k * eq_quant_unit(t->dtype);
 	uint32_t top = 0;
 	double sum = 0;
 
 	if (end > t->rows)
 		end = t->rows;
 	for (; row < end; row++) {
-		const uint8_t *w = (const uint8_t *)t->w + row * t->k * unit;
-		struct lanes a = { { 0 } };
+		struct eq_quant_lanes lanes = { { 0 } };
 
-		for (uint64_t k = 0; k < t->k; k += STRIP) {
-			uint64_t n = t->k - k < STRIP ? t->k - k : STRIP;
-			float x[STRIP];
-
-			strip_load(x, w + k * unit, t->dtype, n);
-			for (int i = 0; i < STRIP; i++) {
-				uint32_t u = eq_float_bits(x[i]) & 0x7fffffff;
-
-				top = u > top ? u : top;
-			}
-			for (int i = 0; i < STRIP; i += LANES)
-				for (int l = 0; l < LANES; l++)
-					a.v[l] += (double)fabsf(x[i + l]);
-		}
-		sum += lanes_sum(&a);
+		ops->scan((const uint8_t *)t->w + row * row_bytes, t->dtype, t->k,
+			  &top, &lanes);
+		sum += eq_quant_lanes_sum(&lanes);
 	}
 	job->block[index].sum = sum;
 	job->block[index].finite = top < 0x7f800000;
@@ -161,8 +103,12 @@ int eq_quant_l1(const struct eq_quant_tensor *t, struct eq_pool *pool,
 
 /* ---- quantisation -------------------------------------------------------- */
 
+#define PENDING 16384   /* symbols counted at a time */
+
 struct apply_block {
-	uint32_t hist[4][256];  /* four, so that runs of a symbol do not wait */
+	uint64_t hist[256];
+	uint8_t pending[PENDING];
+	size_t n_pending;
 	struct eq_quant_outlier *outlier;
 	size_t n_outliers, room;
 	double sum_abs, err_abs, sum_sq, err_sq;
@@ -179,171 +125,90 @@ struct apply_job {
 	struct apply_block *block;
 };
 
-/* A strip on its way. Units past the end of a row are zero throughout. */
-struct strip {
-	float x[STRIP];         /* units */
-	float y[STRIP];         /* reconstruction, as float32 */
-	uint8_t sym[STRIP];
-	uint16_t out16[STRIP];  /* reconstruction in the dtype, if 16 bits */
-	uint32_t bad;           /* not 0: there are outliers */
-};
-
-/* Symbols, and v * scale rounded to float32. */
-static void strip_fp8(struct strip *s, float inv, float scale)
+static int outlier_add(struct apply_block *b, uint64_t unit, uint32_t bits)
 {
-	uint32_t bad = 0;
+	if (b->n_outliers == b->room) {
+		size_t room = b->room ? 2 * b->room : 64;
+		void *p = realloc(b->outlier, room * sizeof(*b->outlier));
 
-	for (int i = 0; i < STRIP; i++) {
-		uint32_t u = eq_float_bits(s->x[i]), sign = u >> 31;
-		uint32_t q = eq_level_fp8(eq_float_of(u & 0x7fffffff) * inv);
-		float v;
-
-		bad |= q > 126;
-		q = q > 126 ? 126 : q;
-		v = q < 8 ? (float)(int32_t)q * 0x1p-9f :
-			    eq_float_of((q + 960) << 20);
-		s->sym[i] = (uint8_t)(q ? q | sign << 7 : 0);
-		v *= scale;
-		s->y[i] = eq_float_of(eq_float_bits(v) | (q ? sign << 31 : 0));
+		if (!p)
+			return -ENOMEM;
+		b->outlier = p;
+		b->room = room;
 	}
-	s->bad = bad;
+	b->outlier[b->n_outliers++] = (struct eq_quant_outlier){ unit, bits };
+	return 0;
 }
 
-static void strip_int8(struct strip *s, float inv, float scale)
+/* Units of a strip that their symbol does not stand for keep their bits. */
+static int strip_outliers(struct eq_quant_strip *s, const struct apply_job *job,
+			  float inv, uint64_t first, size_t n, struct apply_block *b)
 {
-	uint32_t bad = 0;
+	size_t unit = eq_quant_unit(job->t->dtype);
+	const uint8_t *w = (const uint8_t *)job->t->w + first * unit;
 
-	for (int i = 0; i < STRIP; i++) {
-		uint32_t u = eq_float_bits(s->x[i]);
-		int32_t q = (int32_t)eq_level_int8(eq_float_of(u & 0x7fffffff) * inv);
-
-		bad |= q > 127;
-		q = q > 127 ? 127 : q;
-		q = u >> 31 ? -q : q;
-		s->sym[i] = (uint8_t)q;
-		s->y[i] = (float)q * scale;
-	}
-	s->bad = bad;
-}
-
-/* Round the reconstruction to the dtype. */
-static void strip_round(struct strip *s, int dtype)
-{
-	uint32_t top = 0;
-
-	if (dtype == EQ_BF16)
-		for (int i = 0; i < STRIP; i++) {
-			s->out16[i] = eq_bf16_narrow(s->y[i]);
-			s->y[i] = eq_float_of((uint32_t)s->out16[i] << 16);
-		}
-	else if (dtype == EQ_F16)
-		for (int i = 0; i < STRIP; i++) {
-			s->out16[i] = eq_half_narrow(s->y[i]);
-			s->y[i] = eq_float_of(eq_half_widen(s->out16[i]));
-		}
-	for (int i = 0; i < STRIP; i++) {
-		uint32_t u = eq_float_bits(s->y[i]) & 0x7fffffff;
-
-		top = u > top ? u : top;
-	}
-	s->bad |= top >= 0x7f800000;
-}
-
-/* Units that their symbol does not stand for keep their bits. */
-static void strip_outliers(struct strip *s, enum eq_qformat format, int dtype,
-			   float inv, const uint8_t *w, uint64_t first, size_t n,
-			   struct apply_block *b)
-{
 	for (size_t i = 0; i < n; i++) {
 		float t = fabsf(s->x[i]) * inv;
-		bool beyond = format == EQ_Q_FP8 ? eq_level_fp8(t) > 126 :
-						   eq_level_int8(t) > 127;
-		struct eq_quant_outlier *o;
+		bool beyond = job->format == EQ_Q_FP8 ? eq_level_fp8(t) > 126 :
+							eq_level_int8(t) > 127;
+		uint32_t bits = 0;
+		int rc;
 
 		if (!beyond && isfinite(s->y[i]))
 			continue;
-		if (b->n_outliers == b->room) {
-			size_t room = b->room ? 2 * b->room : 64;
-
-			o = realloc(b->outlier, room * sizeof(*o));
-			if (!o) {
-				b->status = -ENOMEM;
-				return;
-			}
-			b->outlier = o;
-			b->room = room;
-		}
-		o = &b->outlier[b->n_outliers++];
-		o->unit = first + i;
-		o->bits = 0;
-		memcpy(&o->bits, w + i * unit_size(dtype), unit_size(dtype));
-		if (dtype != EQ_F32)
-			s->out16[i] = (uint16_t)o->bits;
+		memcpy(&bits, w + i * unit, unit);
+		rc = outlier_add(b, first + i, bits);
+		if (rc)
+			return rc;
+		s->out[i] = (uint16_t)bits;
 		s->y[i] = s->x[i];
 	}
+	return 0;
 }
 
-struct apply_sums {
-	struct lanes a, ea, q, eq;
-};
-
-static void strip_sums(const struct strip *s, struct apply_sums *sum)
+/* sym NULL: count what is pending. */
+static void count_symbols(struct apply_block *b, const uint8_t *sym, size_t n)
 {
-	for (int i = 0; i < STRIP; i += LANES)
-		for (int l = 0; l < LANES; l++) {
-			double x = s->x[i + l], e = x - (double)s->y[i + l];
-
-			sum->a.v[l] += fabs(x);
-			sum->ea.v[l] += fabs(e);
-			sum->q.v[l] += x * x;
-			sum->eq.v[l] += e * e;
-		}
+	if (!sym || b->n_pending + n > PENDING) {
+		eq_kernels_get()->histogram(b->pending, b->n_pending, b->hist);
+		b->n_pending = 0;
+	}
+	if (sym)
+		memcpy(b->pending + b->n_pending, sym, n);
+	b->n_pending += n;
 }
 
 static void apply_row(const struct apply_job *job, struct apply_block *b,
 		      uint64_t row)
 {
+	const struct eq_quant_ops *ops = eq_quant_ops_get();
 	const struct eq_quant_tensor *t = job->t;
-	size_t unit = unit_size(t->dtype);
+	size_t unit = eq_quant_unit(t->dtype);
 	float scale = eq_float_of((uint32_t)job->scale[row] << 16);
 	float inv = scale > 0 ? 1.0f / scale : 0;
-	struct apply_sums sum = { 0 };
+	struct eq_quant_sums sum = { 0 };
 
-	for (uint64_t k = 0; k < t->k; k += STRIP) {
-		size_t n = t->k - k < STRIP ? t->k - k : STRIP;
+	for (uint64_t k = 0; k < t->k; k += EQ_STRIP) {
+		size_t n = t->k - k < EQ_STRIP ? t->k - k : EQ_STRIP;
 		uint64_t first = row * t->k + k;
-		const uint8_t *w = (const uint8_t *)t->w + first * unit;
-		struct strip s;
-		size_t i;
+		struct eq_quant_strip s;
 
-		strip_load(s.x, w, t->dtype, n);
-		if (job->format == EQ_Q_FP8)
-			strip_fp8(&s, inv, scale);
-		else
-			strip_int8(&s, inv, scale);
-		strip_round(&s, t->dtype);
-		if (s.bad)
-			strip_outliers(&s, job->format, t->dtype, inv, w, first,
-				       n, b);
-		strip_sums(&s, &sum);
-		for (i = 0; i + 4 <= n; i += 4) {
-			b->hist[0][s.sym[i]]++;
-			b->hist[1][s.sym[i + 1]]++;
-			b->hist[2][s.sym[i + 2]]++;
-			b->hist[3][s.sym[i + 3]]++;
-		}
-		for (; i < n; i++)
-			b->hist[0][s.sym[i]]++;
+		ops->code(&s, (const uint8_t *)t->w + first * unit, t->dtype,
+			  job->format, n, inv, scale);
+		if (s.bad && !b->status)
+			b->status = strip_outliers(&s, job, inv, first, n, b);
+		ops->sums(&s, &sum);
+		count_symbols(b, s.sym, n);
 		if (job->sym)
 			memcpy(job->sym + first, s.sym, n);
 		if (job->recon)
 			memcpy(job->recon + first * unit,
-			       unit == 2 ? (void *)s.out16 : (void *)s.y, n * unit);
+			       unit == 2 ? (void *)s.out : (void *)s.y, n * unit);
 	}
-	b->sum_abs += lanes_sum(&sum.a);
-	b->err_abs += lanes_sum(&sum.ea);
-	b->sum_sq += lanes_sum(&sum.q);
-	b->err_sq += lanes_sum(&sum.eq);
+	b->sum_abs += eq_quant_lanes_sum(&sum.abs);
+	b->err_abs += eq_quant_lanes_sum(&sum.err_abs);
+	b->sum_sq += eq_quant_lanes_sum(&sum.sq);
+	b->err_sq += eq_quant_lanes_sum(&sum.err_sq);
 }
 
 static void apply_run(void *arg, size_t index)
@@ -356,6 +221,7 @@ static void apply_run(void *arg, size_t index)
 		end = job->t->rows;
 	for (; row < end && !b->status; row++)
 		apply_row(job, b, row);
+	count_symbols(b, NULL, 0);
 }
 
 static int apply_gather(const struct apply_job *job, size_t n,
@@ -370,8 +236,7 @@ static int apply_gather(const struct apply_job *job, size_t n,
 			return b->status;
 		total += b->n_outliers;
 		for (int s = 0; s < 256; s++)
-			for (int h = 0; h < 4; h++)
-				r->hist[s] += b->hist[h][s];
+			r->hist[s] += b->hist[s];
 		r->sum_abs += b->sum_abs;
 		r->err_abs += b->err_abs;
 		r->sum_sq += b->sum_sq;

@@ -25,7 +25,7 @@
 
 #include "eqcodec.h"
 
-#define EQ_QUANT_LEVELS 129     /* 0 to 127, and the first beyond */
+#define EQ_QUANT_SLOTS 144      /* levels 0 to 127 and beyond, in whole vectors */
 
 /* A matrix of rows * k units of BF16, F16 or F32, row after row; k < 2^31. */
 struct eq_quant_tensor {
@@ -132,9 +132,10 @@ int eq_rate_find(const struct eq_rate_tensor *t, size_t n,
 /* A format's levels, by magnitude; see quant.c. */
 struct eq_quant_format {
 	unsigned top;           /* greatest level with a symbol */
-	float mid[EQ_QUANT_LEVELS]; /* [j]: between levels j - 1 and j, j >= 1 */
-	float value[EQ_QUANT_LEVELS];
-	int32_t step[EQ_QUANT_LEVELS]; /* value in units of `unit` */
+	/* mid[j] lies between levels j - 1 and j, j >= 1 */
+	float mid[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
+	float value[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
+	int32_t step[EQ_QUANT_SLOTS]; /* value in units of `unit` */
 	float unit;             /* 2^-9 or 1; rate(q) = |q| / unit * 2^-7 */
 };
 void eq_quant_format_init(struct eq_quant_format *f, enum eq_qformat format);

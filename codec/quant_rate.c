@@ -2,12 +2,12 @@
 /*
  * Rate control: one lambda for all tensors of a file, so that the last bit
  * spent buys the same error everywhere. The size is a falling function of
- * lambda; it is found on a grid of lambdas by bisection, first on a small part
- * of the sample and then, from there, on all of it.
+ * lambda; it is found on a grid of lambdas by bisection and false position,
+ * first on a small part of the sample and then, from there, on all of it.
  *
- * Nothing here calls the mathematical library, whose last places differ between
- * processors: logarithms come from a table made with integers, the grid of
- * lambdas from square roots, which IEEE 754 rounds correctly.
+ * Nothing here uses what the mathematical library may round differently on
+ * another processor: sizes come from integers (model.c), the grid of lambdas
+ * from square roots, which IEEE 754 rounds correctly.
  */
 #include <errno.h>
 #include <math.h>
@@ -15,11 +15,14 @@
 #include <string.h>
 
 #include "format.h"
+#include "model.h"
 #include "quant.h"
 
 #define GRID 128                /* lambdas an octave */
-#define GRID_LOW (-20 * GRID)   /* 2^-20: as fine as the format goes */
+#define GRID_LOW (-12 * GRID)   /* 2^-12: as fine as is of use */
 #define GRID_HIGH (24 * GRID)   /* 2^24: everything zero */
+#define USUAL_SLOPE 0.5         /* bits an octave */
+#define CLOSE 0.002             /* bits that do not matter, or a page */
 #define FIRST_PART 16           /* the bisection looks at a 16th of the sample */
 
 /* ---- sampling ------------------------------------------------------------ */
@@ -44,63 +47,26 @@ void eq_rate_sample_rows(size_t n, const uint64_t *rows, const uint64_t *k,
 
 /* ---- size ---------------------------------------------------------------- */
 
-/* log2(4096 / f) for 1 <= f <= 4096 in units of 2^-16, truncated. */
-static uint32_t cost_of(uint32_t f)
-{
-	int shift = __builtin_clz(f) - 19;
-	uint64_t x = (uint64_t)f << (shift + 19);       /* 1 <= x / 2^31 < 2 */
-	uint32_t log = 0;
-
-	for (int i = 0; i < 16; i++) {
-		x = x * x >> 31;
-		log = log << 1 | (uint32_t)(x >> 32);
-		x >>= x >> 32;
-	}
-	return ((uint32_t)shift << 16) - log;
-}
-
-/* Bits of n symbols coded with their frequencies rounded to 12 bits. */
-static double entropy_bits(const uint64_t hist[256], uint64_t n, unsigned *present)
-{
-	uint32_t f[256], sum = 0;
-	unsigned top = 0;
-	double bits = 0;
-
-	*present = 0;
-	for (unsigned s = 0; s < 256; s++) {
-		f[s] = (uint32_t)((double)hist[s] / (double)n * EQ_PROB_SIZE + 0.5);
-		if (hist[s]) {
-			++*present;
-			f[s] = f[s] ? f[s] : 1;
-		}
-		sum += f[s];
-		top = hist[s] > hist[top] ? s : top;
-	}
-	if (*present < 2)
-		return 0;
-	/* what rounding gave or took is the commonest symbol's */
-	f[top] = (uint32_t)((int32_t)f[top] + EQ_PROB_SIZE - (int32_t)sum);
-	for (unsigned s = 0; s < 256; s++)
-		if (hist[s])
-			bits += (double)hist[s] * cost_of(f[s]) * 0x1p-16;
-	return bits;
-}
-
 double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
 		     uint64_t n_outliers)
 {
 	double units = (double)t->rows * (double)t->sample.k, n = 0;
-	double chunks, payload, record, bits, grow;
-	unsigned present;
+	double chunks, payload, record, bits = 0, grow;
+	unsigned present = 0;
+	uint16_t freq[256];
 
-	for (int s = 0; s < 256; s++)
+	for (int s = 0; s < 256; s++) {
 		n += (double)hist[s];
-	if (n < 1)
+		present += hist[s] > 0;
+	}
+	if (!present)
 		return 0;
-	bits = entropy_bits(hist, (uint64_t)n, &present);
-	/* a sample knows its own entropy too well (Miller and Madow) */
-	if (present > 1)
+	if (present > 1) {
+		eq_freq_fit(hist, freq);
+		bits = (double)eq_freq_bits(hist, freq);
+		/* a sample knows its own entropy too well (Miller and Madow) */
 		bits += (present - 1) * 0.7213 * (1 - n / units);
+	}
 	grow = units / n;
 	chunks = ceil(units / t->chunk_units);
 	/* scales: rows that a chunk border cuts are in both chunks */
@@ -181,17 +147,19 @@ static void rate_size(void *arg, size_t index)
 /* 2^(i / GRID); GRID is a power of two. */
 static double lambda_of(int i)
 {
-	double x = ldexp(1, i >> 7), root = 2;
+	int whole = i >= 0 ? i / GRID : -((GRID - 1 - i) / GRID);
+	double x = ldexp(1, whole), root = 2;
 
 	for (int bit = GRID / 2; bit; bit /= 2) {
 		root = sqrt(root);
-		if (i & bit)
+		if ((i - whole * GRID) & bit)
 			x *= root;
 	}
 	return x;
 }
 
-static int rate_bits(struct rate_job *job, size_t n, int i, double *bits)
+/* *close: a difference that is not worth another look. */
+static int rate_bits(struct rate_job *job, size_t n, int i, double *bits, double *close)
 {
 	double bytes = 0, units = 0;
 
@@ -210,82 +178,78 @@ static int rate_bits(struct rate_job *job, size_t n, int i, double *bits)
 	if (!(units > 0))
 		return -EINVAL;
 	*bits = 8 * bytes / units;
+	*close = 4.0 * EQ_PAYLOAD_ALIGN / units;
+	if (*close < CLOSE)
+		*close = CLOSE;
 	return 0;
+}
+
+/* Grid points with bits[0] >= want > bits[1]; outside the grid to begin with,
+ * where nothing is known. */
+struct bracket {
+	int at[2];
+	double bits[2];
+};
+
+static bool bracket_known(const struct bracket *b, int side)
+{
+	return b->at[side] >= GRID_LOW && b->at[side] <= GRID_HIGH;
+}
+
+/* Where to look next: by the line through both ends, or through one of them
+ * with the slope that is usual. At least one step from either. */
+static int bracket_next(const struct bracket *b, double want)
+{
+	double slope = USUAL_SLOPE / GRID, x;
+	int side = bracket_known(b, 0) ? 0 : 1;
+
+	if (bracket_known(b, 0) && bracket_known(b, 1))
+		slope = (b->bits[0] - b->bits[1]) / (b->at[1] - b->at[0]);
+	x = b->at[side] + (b->bits[side] - want) / slope;
+	if (!(x > b->at[0] + 1))
+		return b->at[0] + 1;
+	return x < b->at[1] - 1 ? (int)x : b->at[1] - 1;
+}
+
+/* The end that is nearer to what is wanted, of those that are known. */
+static int bracket_nearest(const struct bracket *b, double want)
+{
+	if (!bracket_known(b, 0) || !bracket_known(b, 1))
+		return !bracket_known(b, 0);
+	return b->bits[0] - want > want - b->bits[1];
 }
 
 /*
- * Narrow [*lo, *hi] down to neighbours with bits(lo) >= want > bits(hi), by
- * bisection; with `near` also by looking where it should be first.
+ * Look at `i` first, then narrow the bracket down: until its ends are no more
+ * than `width` apart or one is close enough to what is wanted.
  */
-struct bracket {
-	int lo, hi;
-	double bits_lo, bits_hi;
-};
-
-static int bracket_try(struct rate_job *job, size_t n, struct bracket *b, int i,
-		       double want)
+static int bracket_close(struct rate_job *job, size_t n, struct bracket *b, int i,
+			 double want, int width)
 {
-	double bits;
-	int rc = rate_bits(job, n, i, &bits);
+	*b = (struct bracket){ .at = { GRID_LOW - 1, GRID_HIGH + 1 } };
+	for (unsigned round = 1;; round++) {
+		double bits, close;
+		int rc = rate_bits(job, n, i, &bits, &close), side = bits < want;
 
-	if (rc)
-		return rc;
-	if (bits >= want) {
-		b->lo = i;
-		b->bits_lo = bits;
-	} else {
-		b->hi = i;
-		b->bits_hi = bits;
-	}
-	return 0;
-}
-
-static int bisect(struct rate_job *job, size_t n, struct bracket *b, double want,
-		  int width)
-{
-	while (b->hi - b->lo > width) {
-		int i = b->lo + (b->hi - b->lo) / 2, rc;
-
-		rc = bracket_try(job, n, b, i, want);
 		if (rc)
 			return rc;
+		b->at[side] = i;
+		b->bits[side] = bits;
+		if (b->at[1] - b->at[0] <= width || fabs(bits - want) < close)
+			return 0;
+		/* the line can be misled, halving cannot */
+		i = round % 3 ? bracket_next(b, want) :
+				b->at[0] + (b->at[1] - b->at[0]) / 2;
 	}
-	return 0;
-}
-
-/* Widen steps around a guess until want is between, then bisect. */
-static int bracket_near(struct rate_job *job, size_t n, struct bracket *b, int guess,
-			double want)
-{
-	int step = 2, i = guess, rc;
-
-	b->lo = GRID_LOW - 1;
-	b->hi = GRID_HIGH + 1;
-	for (;;) {
-		i = i < GRID_LOW ? GRID_LOW : i > GRID_HIGH ? GRID_HIGH : i;
-		rc = bracket_try(job, n, b, i, want);
-		if (rc)
-			return rc;
-		if (b->lo == i && b->hi > GRID_HIGH && i < GRID_HIGH)
-			i += step;
-		else if (b->hi == i && b->lo < GRID_LOW && i > GRID_LOW)
-			i -= step;
-		else
-			break;
-		step *= 2;
-	}
-	if (b->lo < GRID_LOW || b->hi > GRID_HIGH)
-		return 0;
-	return bisect(job, n, b, want, 1);
 }
 
 int eq_rate_find(const struct eq_rate_tensor *t, size_t n, enum eq_qformat format,
 		 double bits, struct eq_pool *pool, struct eq_rate_result *out)
 {
 	struct rate_job job = { .format = format, .pool = pool };
-	struct bracket b = { .lo = GRID_LOW, .hi = GRID_HIGH };
+	struct bracket b;
 	uint64_t units = 0;
-	int rc = 0;
+	int rc = 0, side;
 
 	memset(out, 0, sizeof(*out));
 	job.one = calloc(n ? n : 1, sizeof(*job.one));
@@ -301,28 +265,25 @@ int eq_rate_find(const struct eq_rate_tensor *t, size_t n, enum eq_qformat forma
 	if (rc)
 		goto out;
 
+	/* lambda 4 gives about 4 bits, and half a bit less with each octave */
+	side = (int)((8 - 2 * bits) * GRID) + 2 * GRID;
+	side = side < GRID_LOW ? GRID_LOW : side > GRID_HIGH ? GRID_HIGH : side;
 	job.divide = units > 1 << 18 ? FIRST_PART : 1;
-	rc = bisect(&job, n, &b, bits, GRID / 16);
-	if (rc)
-		goto out;
-	job.divide = 1;
-	rc = bracket_near(&job, n, &b, (b.lo + b.hi) / 2, bits);
-	if (rc)
-		goto out;
-	if (b.lo < GRID_LOW) {
-		out->status = EQ_RATE_BELOW;
-		out->lambda = lambda_of(b.hi);
-		out->bits = b.bits_hi;
-	} else if (b.hi > GRID_HIGH) {
-		out->status = EQ_RATE_ABOVE;
-		out->lambda = lambda_of(b.lo);
-		out->bits = b.bits_lo;
-	} else {
-		bool lo = b.bits_lo - bits < bits - b.bits_hi;
-
-		out->lambda = lambda_of(lo ? b.lo : b.hi);
-		out->bits = lo ? b.bits_lo : b.bits_hi;
+	rc = bracket_close(&job, n, &b, side, bits, job.divide > 1 ? GRID / 8 : 1);
+	if (!rc && job.divide > 1) {
+		side = bracket_nearest(&b, bits);
+		job.divide = 1;
+		rc = bracket_close(&job, n, &b, b.at[side], bits, 1);
 	}
+	if (rc)
+		goto out;
+	side = bracket_nearest(&b, bits);
+	out->lambda = lambda_of(b.at[side]);
+	out->bits = b.bits[side];
+	if (!bracket_known(&b, 0) && b.at[1] == GRID_LOW)
+		out->status = EQ_RATE_BELOW;
+	else if (!bracket_known(&b, 1) && b.at[0] == GRID_HIGH)
+		out->status = EQ_RATE_ABOVE;
 out:
 	free(job.one);
 	return rc;

@@ -1,289 +1,298 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The scale of a row. Three facts make the search cheap and exact:
+ * The scale of a row: of all bfloat16 scales in the range, the one of least
+ * cost, and the greatest of these if several have it.
  *
- * 1. The units of a row enter the objective by their magnitudes only, and a
- *    bfloat16 magnitude is one of 2^15 bit patterns, in ascending order. With
- *    the number N(p) and the sum S(p) of the units of pattern p or above, the
- *    distortion of a scale s with levels v_j and boundaries b_j = s m_j is
+ * 1. The units of a row enter the cost by their magnitudes only, and a bfloat16
+ *    magnitude is one of 2^15 bit patterns, in ascending order. With N(p) and
+ *    S(p), the number and the sum of the units of pattern p or above, a scale s
+ *    whose levels v_j begin at b_j = s m_j has
  *
- *      S(0) + sum over j >= 1 of
- *          2 (S(s v_j) - S(b_j)) + s v_j (N(b_j) + N(b_j+1) - 2 N(s v_j))
+ *      distortion  S(0) + 2 sum (S(s v_j) - S(b_j))
+ *                  + s sum ((v_j + v_j-1) N(b_j) - 2 v_j N(s v_j))
+ *      rate        sum (v_j - v_j-1) N(b_j)                 (sums over j >= 1)
  *
- *    and the rate is sum v_j (N(b_j) - N(b_j+1)): a few look-ups a level.
- *    Patterns are integers times a power of two, so N, S and the v_j are kept as
- *    integers and their sums are exact, in any order. b_j and s v_j are exact in
- *    float32, since s has 8 significant bits, v_j at most 7 and m_j at most 8.
+ *    that is a few look-ups a level. A pattern is an integer times a power of
+ *    two and so is v_j, so all sums are sums of integers and exact in any order.
+ *    b_j and s v_j are exact in float32: s has 8 significant bits, v_j and m_j
+ *    have at most 8.
  *
- * 2. The rate falls as s rises, for each unit. Candidates are tried from the
- *    greatest s downwards, and once the rate alone costs more than the best
- *    objective so far no smaller scale can win.
+ * 2. As s rises the rate falls, for each unit. The distortion of a unit, its
+ *    distance from the nearest s v_j, is piecewise linear and dips below the
+ *    chord over an interval [s, t] of scales only where some s v_j crosses it,
+ *    by (t - s) v_j / 2 at most. With V(s) = sum v_j N(s v_j), which falls by
+ *    v_j for each crossing, all scales of the interval cost at least
  *
- * 3. What is never looked up need not be summed: N and S are extended downwards
- *    as the boundaries go down.
+ *      min(D(s), D(t)) - (t - s) (V(s) - V(t)) / 2 + rate(t)
+ *
+ *    An interval that cannot hold the least cost is dropped, the others are cut
+ *    in halves: about 80 evaluations in all, instead of thousands.
+ *
+ * 3. What is never looked up need not be summed: candidates come from the
+ *    greatest scale downwards, and N and S are extended as far as they reach.
  *
  * float16 and float32 units are put into the bin of their leading 16 bits. The
- * objective is then off by the units that share a bin with a boundary, so the
- * best few candidates are measured on the row itself.
+ * cost is then off by the units that share a bin with a boundary, so the best
+ * few scales are measured on the row itself.
  */
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "quant.h"
+#include "quant_ops.h"
 
-#define PATTERNS 32768          /* magnitudes */
 #define OCTAVE 128              /* patterns with the same exponent */
 /* Octaves below the greatest unit that are told apart. The smallest boundary is
  * absmax / 448 * 2^-10 for fp8; for int8 it lets outliers be 2^15 times greater
  * than the rest, and smaller units then count as zeros. Sums fit in 64 bits. */
 #define WINDOW 24
-#define COARSE 16               /* step of the first pass: 1/8 octave */
-#define BASINS 3                /* minima of the first pass that are refined */
-#define FINALISTS 6             /* measured exactly, when that is needed */
+#define BINS (WINDOW * OCTAVE)
+#define COARSE 64               /* first step of the scales, half an octave */
+#define INTERVALS (BINS / 2 + OCTAVE)   /* of two scales or more, disjoint */
+#define FINALISTS 6             /* measured on the row, when that is needed */
 
 #define SCALE_MIN 0x0080        /* 2^-126 */
 #define SCALE_MAX 0x7e80        /* 2^126 */
 
-struct search {
-	struct eq_quant_format f;
-	enum eq_qformat format;
-	bool exact;             /* patterns stand for single values: bfloat16 */
-	double nu;              /* price of rate: cost = distortion + nu * rate */
+struct tail {                   /* S and N */
+	int64_t sum, count;
+};
 
-	uint32_t count[PATTERNS];
-	int64_t sum[PATTERNS];  /* if not exact */
-	uint32_t n[WINDOW * OCTAVE + 1];        /* N and S, from `low` upwards */
-	int64_t s[WINDOW * OCTAVE + 1];
+struct point {                  /* a scale that has been evaluated */
+	uint32_t bits;          /* bfloat16 */
+	float scale;
+	double dist, rate;      /* less S(0), and times the price of rate */
+	double crossed;         /* V */
+	int64_t outliers;
+};
 
-	/* of the row */
-	const uint8_t *w;
-	int dtype;
-	uint64_t k;
-	uint32_t top;           /* pattern of the greatest unit */
-	uint32_t base;          /* pattern of index 0 of n and s */
-	uint32_t low;           /* least index that has been summed */
-	float absmax;
-	double total;           /* S(0) */
-	double unit;            /* value of 1 in s */
-	uint32_t outliers;      /* most that are allowed */
+struct interval {
+	struct point hi, lo;
 };
 
 struct candidate {
 	double cost;            /* less that of coding all units as zero */
-	uint32_t scale;         /* bfloat16 bits; 0: all units zero */
+	uint32_t bits;          /* 0: all units zero */
+};
+
+struct search {
+	const struct eq_quant_ops *ops;
+	struct eq_quant_format f;
+	enum eq_qformat format;
+	int dtype;
+	bool exact;             /* patterns stand for single values: bfloat16 */
+	double nu;              /* price of a step of rate */
+	uint64_t k;
+
+	/* of the row */
+	const uint8_t *w;
+	float absmax;
+	uint32_t top;           /* pattern of absmax */
+	uint32_t base;          /* pattern of index 0 */
+	uint32_t low;           /* least index of tail that is ready */
+	double total;           /* S(0) */
+	double unit;            /* value of 1 in a sum */
+	int64_t outliers;       /* most that are allowed */
+	unsigned n_best;
+	struct candidate best[FINALISTS];
+
+	struct eq_quant_edges edges;
+	uint32_t count[BINS + 1];       /* [0]: below the base; [1 + index] */
+	int64_t sum[BINS + 1];          /* unless exact */
+	struct tail tail[BINS + 1];     /* by index, from `low` upwards */
+	struct interval list[2][INTERVALS];
 };
 
 /* ---- the row's statistics ------------------------------------------------ */
 
-/* A unit's float32 magnitude in units of 2^(octave of index 0 - 134). */
+/* Value of a magnitude (float32 bits), in units of the base's octave: so that
+ * its patterns are 128 to 255. */
 static int64_t fixed_of(uint32_t u, uint32_t base)
 {
-	int32_t e = (int32_t)(u >> 23), eb = (int32_t)(base >> 7);
+	int32_t e = (int32_t)(u >> 23), shift;
 	int64_t m = u & 0x7fffff;
 
 	if (e)
 		m |= 0x800000;
-	else
-		e = 1;
-	e -= eb ? eb : 1;
-	if (e >= 16)
-		return m << (e - 16);
-	return e > -16 ? m >> (16 - e) : 0;
+	shift = 16 - ((e ? e : 1) - (int32_t)(base ? base / OCTAVE : 1));
+	return shift < 0 ? m << -shift : shift < 63 ? m >> shift : 0;
 }
 
-static uint32_t magnitude(const struct search *c, uint64_t i)
+static uint32_t bin_of(const struct search *c, uint32_t pattern)
 {
-	if (c->dtype == EQ_BF16)
-		return (uint32_t)(((const uint16_t *)c->w)[i] & 0x7fff) << 16;
-	if (c->dtype == EQ_F16)
-		return eq_half_widen(((const uint16_t *)c->w)[i] & 0x7fff);
-	return ((const uint32_t *)c->w)[i] & 0x7fffffff;
+	return pattern < c->base ? 0 : pattern - c->base + 1;
 }
 
-static void row_begin(struct search *c)
+static void row_count(struct search *c)
 {
-	uint32_t top = 0, octave;
-	double total[16] = { 0 };
+	const uint16_t *h = (const uint16_t *)c->w;
 
-	for (uint64_t i = 0; i < c->k; i++) {
-		uint32_t u = magnitude(c, i);
-
-		top = u > top ? u : top;
-		total[i % 16] += (double)eq_float_of(u);
+	if (c->exact) {
+		for (uint64_t i = 0; i < c->k; i++)
+			c->count[bin_of(c, h[i] & 0x7fff)]++;
+		return;
 	}
-	for (int w = 8; w; w /= 2)
-		for (int i = 0; i < w; i++)
-			total[i] += total[i + w];
-	c->total = total[0];
+	for (uint64_t i = 0; i < c->k; i++) {
+		uint32_t u, bin;
+
+		if (c->dtype == EQ_F16)
+			u = eq_half_widen(h[i] & 0x7fff);
+		else
+			u = ((const uint32_t *)c->w)[i] & 0x7fffffff;
+		bin = bin_of(c, u >> 16);
+		c->count[bin]++;
+		c->sum[bin] += fixed_of(u, c->base);
+	}
+}
+
+/* False if all units are zero. */
+static bool row_begin(struct search *c)
+{
+	struct eq_quant_lanes lanes = { { 0 } };
+	uint32_t top = 0, octave;
+
+	c->ops->scan(c->w, c->dtype, c->k, &top, &lanes);
+	c->total = eq_quant_lanes_sum(&lanes);
 	c->absmax = eq_float_of(top);
 	c->top = top >> 16;
-	octave = top >> 23;
+	octave = c->top / OCTAVE;
 	c->base = octave < WINDOW ? 0 : (octave - WINDOW + 1) * OCTAVE;
 	c->unit = ldexp(1, (int)(c->base ? c->base / OCTAVE : 1) - 134);
-	c->outliers = c->format == EQ_Q_INT8 ? (uint32_t)(c->k >> 10) : 0;
-
-	if (c->exact)
-		for (uint64_t i = 0; i < c->k; i++)
-			c->count[((const uint16_t *)c->w)[i] & 0x7fff]++;
-	else
-		for (uint64_t i = 0; i < c->k; i++) {
-			uint32_t u = magnitude(c, i);
-
-			c->count[u >> 16]++;
-			c->sum[u >> 16] += fixed_of(u, c->base);
-		}
+	c->outliers = c->format == EQ_Q_INT8 ? (int64_t)(c->k >> 10) : 0;
+	c->n_best = c->exact ? 1 : FINALISTS;
+	memset(c->best, 0, sizeof(c->best));
 	c->low = c->top + 1 - c->base;
-	c->n[c->low] = 0;
-	c->s[c->low] = 0;
+	c->tail[c->low] = (struct tail){ 0, 0 };
+	if (!c->top)
+		return false;
+	memset(c->count, 0, (c->low + 1) * sizeof(*c->count));
+	if (!c->exact)
+		memset(c->sum, 0, (c->low + 1) * sizeof(*c->sum));
+	row_count(c);
+	return true;
 }
 
-static void row_end(struct search *c)
+/* Make the tails ready down to the octave of index i. */
+static void row_extend(struct search *c, uint32_t i)
 {
-	for (uint64_t i = 0; i < c->k; i++) {
-		uint32_t p = magnitude(c, i) >> 16;
+	uint32_t to = i / OCTAVE * OCTAVE;
+	struct tail t = c->tail[c->low];
 
-		c->count[p] = 0;
-		c->sum[p] = 0;
+	while (c->low > to) {
+		uint32_t octave = (c->low - 1) / OCTAVE;
+		int64_t first = fixed_of((c->base + octave * OCTAVE) << 16, c->base);
+		unsigned shift = octave && !c->base ? octave - 1 : octave;
+
+		for (i = c->low; i-- > octave * OCTAVE;) {
+			int64_t m = c->count[i + 1];
+
+			t.count += m;
+			if (c->exact)
+				t.sum += m * (first + ((int64_t)(i % OCTAVE) << shift));
+			else
+				t.sum += c->sum[i + 1];
+			c->tail[i] = t;
+		}
+		c->low = octave * OCTAVE;
 	}
 }
 
-/* Sum down to the beginning of the octave of pattern p. */
-static void extend(struct search *c, uint32_t p)
-{
-	uint32_t to = (p - c->base) / OCTAVE * OCTAVE;
-
-	for (uint32_t i = c->low; i-- > to;) {
-		uint32_t q = c->base + i, m = c->count[q];
-
-		c->n[i] = c->n[i + 1] + m;
-		c->s[i] = c->s[i + 1] +
-			  (c->exact ? m * fixed_of(q << 16, c->base) : c->sum[q]);
-	}
-	c->low = to < c->low ? to : c->low;
-}
-
-/* ---- the objective ------------------------------------------------------- */
+/* ---- the cost of a scale ------------------------------------------------- */
 
 static uint32_t level(const struct search *c, float t)
 {
 	return c->format == EQ_Q_FP8 ? eq_level_fp8(t) : eq_level_int8(t);
 }
 
-/* Least index whose units are at or above x; the edge of a bin that is nearest
- * to x when bins are not single values. */
-static uint32_t index_of(const struct search *c, float x)
-{
-	uint32_t p = (eq_float_bits(x) + (c->exact ? 0xffff : 0x8000)) >> 16;
-
-	return (p > c->top ? c->top + 1 : p) - c->base;
-}
-
-/* The same for the boundary below level j. A unit right on it goes where the
- * float32 product of unit and 1 / scale falls. */
-static uint32_t boundary(const struct search *c, unsigned j, float scale, float inv)
-{
-	float b = c->f.mid[j] * scale, t = b * inv;
-	uint32_t i = index_of(c, b);
-
-	if (c->exact && !(eq_float_bits(b) & 0xffff) && i + c->base <= c->top &&
-	    (t < c->f.mid[j] || (t == c->f.mid[j] && j & 1)))
-		i++;
-	return i;
-}
-
-/*
- * Cost of a scale, relative to coding all units as zero, and its rate. False if
- * the scale is too small for the format (and so are all smaller ones).
- */
-static bool evaluate(struct search *c, uint32_t bits, double *cost, double *rate)
+/* False if the scale is too small for the format, as all smaller ones are. */
+static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 {
 	float scale = eq_float_of(bits << 16), inv = 1.0f / scale;
-	float first = c->f.mid[1] * scale;
-	uint32_t levels = level(c, c->absmax * inv), lo, hi, cut = 0;
-	int64_t ds = 0, dn = 0, r = 0;
+	uint32_t levels = level(c, c->absmax * inv);
+	uint32_t first = eq_float_bits(c->f.mid[1] * scale) >> 16;
+	int64_t ds = 0, dn = 0, v = 0, r = 0;
+	bool beyond = levels > c->f.top;
 
-	*cost = *rate = 0;
+	memset(p, 0, sizeof(*p));
+	p->bits = bits;
+	p->scale = scale;
 	if (c->format == EQ_Q_FP8 && scale * 448 < c->absmax)
 		return false;
 	if (!levels)
 		return true;
-	if (eq_float_bits(first) >> 16 < c->base)
+	if (first < c->base)
 		return false;
-	extend(c, eq_float_bits(first) >> 16);
-	if (levels > c->f.top) {
+	if (beyond)
 		levels = c->f.top;
-		cut = boundary(c, levels + 1, scale, inv);
-		if (c->n[cut] > c->outliers)
-			return false;
-	}
-	lo = boundary(c, 1, scale, inv);
-	for (uint32_t j = 1; j <= levels; j++, lo = hi) {
-		uint32_t mid = index_of(c, c->f.value[j] * scale);
+	row_extend(c, first - c->base);
+	c->ops->edges(&c->f, levels + beyond, c->exact, inv, scale, c->base, c->top,
+		      &c->edges);
+	if (beyond) {
+		const struct tail *cut = &c->tail[c->edges.edge[levels + 1]];
 
-		if (j < levels)
-			hi = boundary(c, j + 1, scale, inv);
-		else
-			hi = cut ? cut : c->top + 1 - c->base;
-		ds += c->s[mid] - c->s[lo];
-		dn += c->f.step[j] * ((int64_t)c->n[lo] + c->n[hi] - 2 * (int64_t)c->n[mid]);
-		r += c->f.step[j] * ((int64_t)c->n[lo] - c->n[hi]);
+		if (cut->count > c->outliers)
+			return false;
+		/* outliers are exact, and have the symbol of the greatest level */
+		p->outliers = cut->count;
+		ds -= cut->sum;
+		dn += c->f.step[levels] * cut->count;
 	}
-	ds *= 2;
-	if (cut) {      /* outliers are exact, and have the symbol of the top */
-		ds -= c->s[cut];
-		r += (int64_t)c->f.step[levels] * c->n[cut];
+	for (uint32_t j = 1; j <= levels; j++) {
+		const struct tail *e = &c->tail[c->edges.edge[j]];
+		const struct tail *m = &c->tail[c->edges.centre[j]];
+		int64_t step = c->f.step[j], gap = step - c->f.step[j - 1];
+
+		ds += 2 * (m->sum - e->sum);
+		v += step * m->count;
+		dn += (2 * step - gap) * e->count;
+		r += gap * e->count;
 	}
-	*rate = c->nu * (double)r;
-	*cost = (double)ds * c->unit + (double)dn * ((double)scale * c->f.unit) + *rate;
+	p->dist = (double)ds * c->unit +
+		  (double)(dn - 2 * v) * ((double)scale * (double)c->f.unit);
+	p->rate = c->nu * (double)r;
+	p->crossed = (double)v * (double)c->f.unit;
 	return true;
 }
 
-/* The same measured on the units themselves. */
-static double measure(const struct search *c, uint32_t bits)
+/* Enter a scale in the list of the best. */
+static void keep(struct search *c, const struct point *p)
 {
-	float scale = eq_float_of(bits << 16), inv = 1.0f / scale;
-	double d[16] = { 0 };
-	int64_t r = 0;
+	double cost = p->dist + p->rate;
+	unsigned i = c->n_best - 1;
 
-	if (!bits)
-		return 0;
-	for (uint64_t i = 0; i < c->k; i++) {
-		float x = eq_float_of(magnitude(c, i));
-		uint32_t q = level(c, x * inv);
-
-		if (q > c->f.top) {
-			r += c->f.step[c->f.top];
-			continue;
-		}
-		r += c->f.step[q];
-		d[i % 16] += fabs((double)x - (double)c->f.value[q] * (double)scale);
-	}
-	for (int w = 8; w; w /= 2)
-		for (int i = 0; i < w; i++)
-			d[i] += d[i + w];
-	return d[0] - c->total + c->nu * (double)r;
-}
-
-/* ---- the search ---------------------------------------------------------- */
-
-/* Insert into a list of n candidates by ascending cost. */
-static void keep(struct candidate *list, unsigned n, double cost, uint32_t scale)
-{
-	unsigned i = n;
-
-	if (cost >= list[n - 1].cost)
+	if (cost > c->best[i].cost || (cost == c->best[i].cost && p->bits < c->best[i].bits))
 		return;
-	for (i = n - 1; i && cost < list[i - 1].cost; i--)
-		list[i] = list[i - 1];
-	list[i] = (struct candidate){ cost, scale };
+	if (cost == 0)  /* as good as all zero: leave it at that */
+		return;
+	for (; i; i--) {
+		const struct candidate *b = &c->best[i - 1];
+
+		if (cost > b->cost || (cost == b->cost && p->bits < b->bits))
+			break;
+		c->best[i] = *b;
+	}
+	c->best[i] = (struct candidate){ cost, p->bits };
 }
 
-/* Least bfloat16 scale with which all units are zero, within the range. */
+/* May the scales between be good enough for the list? */
+static bool worth(const struct search *c, const struct interval *i)
+{
+	double least = i->hi.dist < i->lo.dist ? i->hi.dist : i->lo.dist;
+	double width = (double)i->hi.scale - (double)i->lo.scale;
+	double dip = width * (i->lo.crossed - i->hi.crossed) / 2;
+
+	/* an outlier may be half a step off once it is one no more (int8) */
+	dip += (double)(i->lo.outliers - i->hi.outliers) * (double)i->hi.scale / 2;
+	/* the slack is for the rounding of doubles */
+	return least - dip + i->hi.rate - c->total * 0x1p-40 <=
+	       c->best[c->n_best - 1].cost;
+}
+
+/* Least bfloat16 scale with which all units are certainly zero, in the range. */
 static uint32_t greatest_scale(const struct search *c)
 {
-	double s = (double)c->absmax / ((double)c->f.mid[1]);
+	double s = (double)c->absmax / (double)c->f.mid[1];
 	uint32_t bits;
 
 	if (s >= 0x1p126)
@@ -292,72 +301,81 @@ static uint32_t greatest_scale(const struct search *c)
 	return bits < SCALE_MIN ? SCALE_MIN : bits;
 }
 
-static void refine(struct search *c, struct candidate *list, unsigned n, uint32_t scale)
+/* Evaluate in steps of COARSE downwards; returns the number of intervals. */
+static size_t first_pass(struct search *c)
 {
-	uint32_t lo = scale - (COARSE - 1), hi = scale + (COARSE - 1);
+	uint32_t bits = greatest_scale(c), step = COARSE;
+	struct interval *list = c->list[0];
+	struct point p;
+	size_t n = 0;
 
-	lo = (int32_t)lo < SCALE_MIN ? SCALE_MIN : lo;
-	hi = hi > SCALE_MAX ? SCALE_MAX : hi;
-	for (uint32_t b = hi; b >= lo; b--) {
-		double cost, rate;
+	if (!evaluate(c, bits, &p))
+		return 0;
+	keep(c, &p);
+	while (step && p.rate - c->total <= c->best[c->n_best - 1].cost) {
+		struct interval *i = &list[n];
 
-		if (b == scale)
+		i->hi = p;
+		/* near the lower end of the range the steps shorten */
+		if (bits < SCALE_MIN + step || !evaluate(c, bits - step, &i->lo)) {
+			step /= 2;
 			continue;
-		if (!evaluate(c, b, &cost, &rate))
-			break;
-		keep(list, n, cost, b);
+		}
+		bits -= step;
+		p = i->lo;
+		keep(c, &p);
+		n++;
 	}
+	return n;
+}
+
+/* The best of the list by what the units themselves say. */
+static uint32_t measure_best(struct search *c)
+{
+	struct candidate least = { 0, 0 };
+
+	for (unsigned i = 0; i < c->n_best && c->best[i].bits; i++) {
+		float scale = eq_float_of(c->best[i].bits << 16);
+		struct eq_quant_lanes d = { { 0 } }, r = { { 0 } };
+		double cost;
+
+		c->ops->measure(c->w, c->dtype, c->format, c->k, 1.0f / scale, scale,
+				&d, &r);
+		cost = eq_quant_lanes_sum(&d) - c->total +
+		       c->nu / (double)c->f.unit * eq_quant_lanes_sum(&r);
+		if (cost < least.cost)
+			least = (struct candidate){ cost, c->best[i].bits };
+	}
+	return least.bits;
 }
 
 static uint16_t search_row(struct search *c)
 {
-	/* coding all units as zero costs 0 and is where the list begins */
-	struct candidate basin[BASINS] = { { 0, 0 } }, best[FINALISTS] = { { 0, 0 } };
-	unsigned n = c->exact ? 1 : FINALISTS;
-	double c0 = 0, c1 = 0, least = 0;
-	uint32_t b1 = 0, result;
+	size_t n, m;
+	unsigned from = 0;
 
-	row_begin(c);
-	if (!c->top) {
-		row_end(c);
+	if (!row_begin(c))
 		return 0;
-	}
-	for (uint32_t b = greatest_scale(c); b >= SCALE_MIN; b -= COARSE) {
-		double cost, rate;
-		bool more = evaluate(c, b, &cost, &rate);
+	for (n = first_pass(c); n; n = m, from ^= 1) {
+		const struct interval *i = c->list[from], *end = i + n;
+		struct interval *out = c->list[from ^ 1];
 
-		if (!more || rate - c->total >= least) {
-			more = false;
-			cost = INFINITY;
-		} else {
-			keep(best, n, cost, b);
-			least = cost < least ? cost : least;
-		}
-		if (b1 && c1 < c0 && c1 <= cost)
-			keep(basin, BASINS, c1, b1);
-		c0 = b1 ? c1 : INFINITY;
-		c1 = cost;
-		b1 = b;
-		if (!more)
-			break;
-	}
-	for (int i = 0; i < BASINS && basin[i].scale; i++)
-		refine(c, best, n, basin[i].scale);
-	result = best[0].scale;
-	if (!c->exact) {
-		double cost = measure(c, result);
+		for (m = 0; i < end; i++) {
+			struct point p;
 
-		for (unsigned i = 1; i < n; i++) {
-			double d = measure(c, best[i].scale);
+			uint32_t width = i->hi.bits - i->lo.bits;
 
-			if (d < cost) {
-				cost = d;
-				result = best[i].scale;
-			}
+			if (width < 2 || !worth(c, i))
+				continue;
+			evaluate(c, i->lo.bits + width / 2, &p);
+			keep(c, &p);
+			if (width < 4)
+				continue;
+			out[m++] = (struct interval){ i->hi, p };
+			out[m++] = (struct interval){ p, i->lo };
 		}
 	}
-	row_end(c);
-	return (uint16_t)result;
+	return (uint16_t)(c->exact ? c->best[0].bits : measure_best(c));
 }
 
 /* ---- all rows ------------------------------------------------------------ */
@@ -376,13 +394,14 @@ static void search_run(void *arg, size_t index)
 	struct search_job *job = arg;
 	const struct eq_quant_tensor *t = job->t;
 	uint64_t row = index * job->block_rows, end = row + job->block_rows;
-	size_t row_bytes = t->k * (t->dtype == EQ_F32 ? 4 : 2);
-	struct search *c = calloc(1, sizeof(*c));
+	size_t row_bytes = t->k * eq_quant_unit(t->dtype);
+	struct search *c = aligned_alloc(64, sizeof(*c));
 
 	if (!c) {
 		__atomic_store_n(&job->status, -ENOMEM, __ATOMIC_RELAXED);
 		return;
 	}
+	c->ops = eq_quant_ops_get();
 	eq_quant_format_init(&c->f, job->format);
 	c->format = job->format;
 	c->exact = t->dtype == EQ_BF16;

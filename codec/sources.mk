@@ -39,14 +39,19 @@ EQ_CODEC_SOURCES = \
 	codec/pool.c \
 	codec/quant.c \
 	codec/quant.h \
+	codec/quant_ops.c \
+	codec/quant_ops.h \
 	codec/quant_rate.c \
 	codec/quant_search.c \
+	codec/quant_vec.h \
 	codec/rans.c \
 	codec/rans.h \
 	codec/shrink.c \
 	codec/split.c \
 	codec/tmpfile.c
 
-EQ_AVX2_SOURCES =
-EQ_AVX512_SOURCES =
+EQ_AVX2_SOURCES = \
+	codec/quant_avx2.c
+EQ_AVX512_SOURCES = \
+	codec/quant_avx512.c
 EQ_NEON_SOURCES =
