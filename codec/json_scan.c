@@ -201,6 +201,8 @@ bool eq_json_equal(const struct eq_json_str *s, const char *literal)
 
 	if (s->len != len || len > sizeof(buf))
 		return false;
+	if (s->raw_len == len)
+		return memcmp(s->raw, literal, len) == 0;
 	eq_json_decode(s, buf);
 	return memcmp(buf, literal, len) == 0;
 }

@@ -429,6 +429,17 @@ static int compare_offsets(const void *x, const void *y)
 	return compare_names(a, b);
 }
 
+/* Most files list their tensors in order; glibc's qsort does not notice. */
+static void sort_by_offset(struct eq_st *st)
+{
+	size_t i = 1;
+
+	while (i < st->n_tensors && compare_offsets(&st->tensors[i - 1], &st->tensors[i]) < 0)
+		i++;
+	if (i < st->n_tensors)
+		qsort(st->tensors, st->n_tensors, sizeof(*st->tensors), compare_offsets);
+}
+
 /* The tensors, sorted, must tile the data. */
 static int check_tiling(const struct eq_st *st, const char *file, struct eq_error *err)
 {
@@ -486,7 +497,7 @@ int eq_st_parse(const void *prefix, uint64_t prefix_len, uint64_t file_size,
 {
 	const uint8_t *text = (const uint8_t *)prefix + LENGTH_SIZE;
 	struct parser p = { .file = name, .err = err };
-	uint64_t expected;
+	uint64_t expected = 0;
 	int rc;
 
 	*out = NULL;
@@ -530,7 +541,7 @@ int eq_st_parse(const void *prefix, uint64_t prefix_len, uint64_t file_size,
 	for (size_t i = 0; i < st->n_tensors && !rc; i++)
 		rc = check_size(&st->tensors[i], name, err);
 	if (!rc) {
-		qsort(st->tensors, st->n_tensors, sizeof(*st->tensors), compare_offsets);
+		sort_by_offset(st);
 		rc = check_tiling(st, name, err);
 	}
 	if (rc) {
@@ -573,7 +584,7 @@ int eq_st_read(int fd, const char *name, struct eq_st **out, uint8_t **prefix,
 	       struct eq_error *err)
 {
 	uint8_t field[LENGTH_SIZE], *bytes;
-	uint64_t len, size;
+	uint64_t len = 0, size;
 	struct stat sb;
 	int rc;
 
