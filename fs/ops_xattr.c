@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Extended attributes: those of the file in the store, and user.eqfs.*, which
- * tell what eqfs has made of it and cannot be set.
+ * tell what eqfs has made of it and cannot be set. Those are not listed: mv, cp
+ * -a, rsync and tar would carry them to files of which they are not true, and
+ * complain where they cannot.
  */
 #define FUSE_USE_VERSION 314
 #include "config.h"
@@ -162,25 +164,18 @@ void eq_op_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t siz
 		reply_value(req, buf, (size_t)len, size);
 }
 
-/* Append a name of ours to a list. */
-static size_t append(char *list, size_t len, const char *name)
-{
-	return len + (size_t)sprintf(list + len, EQ_XATTR_PREFIX "%s", name) + 1;
-}
-
 void eq_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 {
 	struct eq_fs *fs = eq_fs_of(req);
-	struct eq_node *n = eq_node_of(fs, ino);
-	char path[EQ_PROC_SIZE], *list = eq_scratch(fs, XATTR_LIST_MAX + 256), *p, *own;
-	size_t len = 0, k, i;
+	char path[EQ_PROC_SIZE], *list = eq_scratch(fs, XATTR_LIST_MAX), *p;
+	size_t len = 0, k;
 	ssize_t all;
 
 	if (!list) {
 		eq_reply(req, -ENOMEM);
 		return;
 	}
-	eq_proc_path(path, n->fd);
+	eq_proc_path(path, eq_node_of(fs, ino)->fd);
 	all = listxattr(path, list, XATTR_LIST_MAX);
 	if (all < 0 && errno != ENOTSUP) {
 		eq_reply(req, -errno);
@@ -192,15 +187,6 @@ void eq_op_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
 			continue;
 		memmove(list + len, p, k);
 		len += k;
-	}
-	if (n == fs->nodes.root)
-		len = append(list, len, "policy");
-	if (S_ISREG(n->type))
-		len = append(list, len, "state");
-	for (i = 0; n->archive && i < N_OF_ARCHIVES; i++) {
-		if (own_get(fs, n, of_archives[i].name, &own) == 0)
-			len = append(list, len, of_archives[i].name);
-		free(own);
 	}
 	reply_value(req, list, len, size);
 }

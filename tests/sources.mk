@@ -22,7 +22,11 @@ SCRIPT_TESTS = \
 	tests/cli_ratios.sh \
 	tests/cli_repo.sh \
 	tests/cli_signal.sh \
-	tests/check_headers.py
+	tests/check_headers.py \
+	tests/mount_crash.py \
+	tests/mount_model.py \
+	tests/mount_names.py \
+	tests/mount_options.py
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
 	tests/eqar_ref.py \
@@ -33,4 +37,5 @@ TEST_FILES = \
 	tests/codec_util.h \
 	tests/gen_model.py \
 	tests/gen_bad_headers.py \
-	tests/st_text.h
+	tests/st_text.h \
+	tests/mount_lib.py
