@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+# shellcheck shell=sh
 # What the cli_*.sh tests share; to be sourced. Leaves: $T, an empty directory
 # that goes away at the end, and the functions below.
 : "${EQAR:=./eqar}" "${EQFS_PYTHON:=python3}"

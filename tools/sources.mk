@@ -19,3 +19,8 @@ EQAR_SOURCES = \
 	tools/eqar_walk.c
 EQFS_SOURCES = \
 	tools/eqfs.c
+
+bashcompdir = $(datarootdir)/bash-completion/completions
+dist_bashcomp_DATA = \
+	tools/completions/eqar.bash \
+	tools/completions/eqfs.bash

@@ -10,7 +10,7 @@ _eqar_archives() {
 
 _eqar() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]}
-	local command=${COMP_WORDS[1]} words= directories=
+	local command=${COMP_WORDS[1]} words='' directories=''
 	COMPREPLY=()
 	# The shell cuts --option=value at the sign.
 	if [[ $cur == = ]]; then
