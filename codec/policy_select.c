@@ -84,8 +84,9 @@ static bool match_one(struct text *pat, struct text *name)
 
 /*
  * fnmatch() without flags, that is with '*' matching '.' and '/' as well, but on
- * characters of UTF-8 whatever the locale, on names that may hold NUL, and in
- * at most |pattern| x |name| steps: on a mismatch only the last '*' is widened.
+ * characters of UTF-8 whatever the locale (so no [:class:], [=x=], [.x.]), on
+ * names that may hold NUL, and in at most |pattern| x |name| steps: on a
+ * mismatch only the last '*' is widened.
  */
 static bool glob_match(const char *pattern, const char *s, size_t len)
 {
