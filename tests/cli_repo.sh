@@ -58,6 +58,21 @@ says 'eqar: cache: in use by a mount or another eqar'
 expect 1 flock -n cache "$EQAR" unpack -r cache
 says 'eqar: cache: in use by a mount or another eqar'
 
+# ---- a file that somebody has open for writing -----------------------------------------
+mkdir busy
+gen --layers 1 --hidden 128 --vocab 300 busy/model
+cp busy/model busy/done
+if "$EQFS_PYTHON" -c 'import fcntl, sys
+fcntl.fcntl(open(sys.argv[1]), fcntl.F_SETLEASE, fcntl.F_RDLCK)' busy/model 2>/dev/null; then
+	exec 3>>busy/model
+	expect 1 "$EQAR" pack -r busy
+	says 'eqar: busy/model: is being written'
+	check "only the other one is packed" [ "$(cd busy && echo *)" = "done.eqar model" ]
+	exec 3>&-
+	expect 0 "$EQAR" pack -r busy
+	check "now it is" [ "$(cd busy && echo *)" = "done.eqar model.eqar" ]
+fi
+
 # ---- pack -----------------------------------------------------------------------------
 : >cache/plain/.eqfs-tmp.0123456789abcdef # litter of a crash
 expect 0 "$EQAR" pack -r --json cache

@@ -25,6 +25,14 @@ static void put_plain(FILE *f, const char *text, size_t len)
 	}
 }
 
+/* Is stderr a terminal that can take a line back? */
+static bool can_redraw(void)
+{
+	const char *term = getenv("TERM");
+
+	return isatty(STDERR_FILENO) && term && strcmp(term, "dumb");
+}
+
 void eq_cli_error(const char *fmt, ...)
 {
 	char *text = NULL;
@@ -35,7 +43,7 @@ void eq_cli_error(const char *fmt, ...)
 	n = vasprintf(&text, fmt, ap);
 	va_end(ap);
 	/* A progress line may stand there. */
-	if (isatty(STDERR_FILENO))
+	if (can_redraw())
 		fputs("\r\033[K", stderr);
 	/* One line, whatever a file name holds. */
 	fprintf(stderr, "%s: ", program_invocation_short_name);
@@ -210,6 +218,8 @@ int eq_cli_json_print(cJSON *obj)
 		return -ENOMEM;
 	}
 	puts(text);
+	/* Who reads along a pipe wants each file when it is done. */
+	fflush(stdout);
 	cJSON_free(text);
 	return 0;
 }
@@ -219,7 +229,7 @@ int eq_cli_json_print(cJSON *obj)
 void eq_cli_progress_init(struct eq_cli_progress *p, bool quiet)
 {
 	*p = (struct eq_cli_progress){ .label = "" };
-	p->on = !quiet && isatty(STDERR_FILENO);
+	p->on = !quiet && can_redraw();
 }
 
 void eq_cli_progress_file(struct eq_cli_progress *p, const char *label)

@@ -59,6 +59,7 @@ int main(int argc, char **argv)
 			eq_cli_error("missing command");
 		eq_cli_usage("eqar");
 	}
+	status = eq_cli_finish(status);
 	eq_cli_die_of_signal();
-	return eq_cli_finish(status);
+	return status;
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -112,6 +113,34 @@ static const char *why_left(int rc)
 	}
 }
 
+/*
+ * Is somebody writing the file? A read lease is granted only when nobody has it
+ * open for writing, not even mapped; it goes with the descriptor. Where there
+ * are no leases, or for another's file, eq_shrink's look at size and time has to
+ * do.
+ */
+static int not_written(void *arg, int plain_fd)
+{
+	(void)arg;
+	return fcntl(plain_fd, F_SETLEASE, F_RDLCK) && errno == EAGAIN ?
+	       -EBUSY : 0;
+}
+
+static int shrink(const struct repo *p, int fd, const struct eq_visit *v,
+		  struct eq_summary *sum, struct eq_error *err)
+{
+	/* Looked at twice: before the work, and when the file is to go. */
+	static const struct eq_shrink_hooks hooks = { .enter = not_written };
+
+	if (v->st->st_nlink > 1)
+		return -EMLINK;
+	if (not_written(NULL, fd))
+		return eq_fail(err, -EBUSY, "%s: is being written", v->path);
+	fcntl(fd, F_SETLEASE, F_UNLCK);
+	return eq_shrink(v->dirfd, v->name, &p->policy, &p->r->run, &hooks, sum,
+			 err);
+}
+
 static int estimate(const struct repo *p, int fd, const struct eq_visit *v,
 		    struct eq_summary *sum, struct eq_error *err)
 {
@@ -180,8 +209,7 @@ static int pack_visit(void *arg, const struct eq_visit *v)
 		if (p->pack->dry_run)
 			rc = estimate(p, fd, v, &sum, &err);
 		else
-			rc = eq_shrink(v->dirfd, v->name, &p->policy,
-				       &p->r->run, NULL, &sum, &err);
+			rc = shrink(p, fd, v, &sum, &err);
 	}
 	close(fd);
 	why = why_left(rc);
@@ -210,6 +238,8 @@ int eq_repo_pack(const struct eq_pack *pack, struct eq_runner *r,
 	char *text;
 	int fd, rc;
 
+	/* What the kernel sends when a lease has to go, deadly by default. */
+	signal(SIGIO, SIG_IGN);
 	fd = repo_open(dir, !pack->dry_run);
 	if (fd < 0)
 		return EQ_EXIT_FAIL;
