@@ -5,6 +5,7 @@ UNIT_TESTS = \
 	tests/unit_archive \
 	tests/unit_coding \
 	tests/unit_model \
+	tests/unit_quant \
 	tests/unit_rans \
 	tests/fuzz_safetensors \
 	tests/unit_policy \
