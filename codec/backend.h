@@ -30,6 +30,11 @@ struct eq_table {
 	uint8_t nibble[16];     /* [15] = 0 */
 	uint8_t present[32];    /* bit map of the symbols that decoding can yield:
 	                           of single tables only */
+	/* The same table by symbols, for decoders that search: the n_syms that
+	 * have a frequency, ascending, and where each begins. */
+	uint16_t n_syms;
+	uint8_t sym[256];
+	uint16_t start[256];
 };
 
 /* What decoding needs to know of a tensor; immutable once built. */

@@ -101,7 +101,7 @@ static int part_start(struct part *p, const struct eq_plan *plan)
 		(p->data + eq_rans_size(p->head.n_words));
 	p->next_escape = 0;
 	return eq_rans_dec_init(&p->dec, p->data, p->head.n_words,
-				p->table->slot);
+				p->table);
 }
 
 /* Read the heads, check that the parts fill the chunk exactly. raw_len[i] is

@@ -46,7 +46,7 @@ static unsigned cpu_detect(void)
 #else
 static unsigned cpu_detect(void)
 {
-#ifdef EQ_HAVE_NEON
+#ifdef HAVE_NEON
 	return EQ_CPU_NEON; /* part of the base architecture */
 #else
 	return 0;
@@ -87,15 +87,15 @@ static void best_init(void)
 	unsigned flags = eq_cpu_flags(getenv("EQFS_DISABLE_CPU"));
 
 	eq_kernels_init_c(&best);
-#ifdef EQ_HAVE_AVX2
+#ifdef HAVE_AVX2
 	if (flags & EQ_CPU_AVX2)
 		eq_kernels_init_avx2(&best);
 #endif
-#ifdef EQ_HAVE_AVX512
+#ifdef HAVE_AVX512
 	if (flags & EQ_CPU_AVX512)
 		eq_kernels_init_avx512(&best);
 #endif
-#ifdef EQ_HAVE_NEON
+#ifdef HAVE_NEON
 	if (flags & EQ_CPU_NEON)
 		eq_kernels_init_neon(&best);
 #endif

@@ -5,7 +5,7 @@
 /* Sets of features that a kernel table needs; a set is there only when the
  * operating system saves its registers as well. */
 enum {
-	EQ_CPU_AVX2 = 1,        /* AVX2, BMI2, F16C, FMA not used */
+	EQ_CPU_AVX2 = 1,        /* AVX2 and BMI2 */
 	EQ_CPU_AVX512 = 2,      /* F, BW, DQ, VL, VBMI, VBMI2, and EQ_CPU_AVX2 */
 	EQ_CPU_NEON = 4,
 };

@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "backend.h"
+
 /*
  * A decoder of one RANS part between two groups. `next` may run up to 128 words
  * past `end` within a group, so 256 bytes (EQ_SLACK) behind `end` must be
@@ -22,7 +24,7 @@
 struct eq_rans_dec {
 	uint32_t x[32] __attribute__((aligned(64)));
 	const uint16_t *next, *end;
-	const uint32_t *slot;   /* 4096 entries, as in struct eq_table */
+	const struct eq_table *table;
 	int err;
 };
 
@@ -94,12 +96,17 @@ void eq_kernels_init_avx2(struct eq_kernels *k);
 void eq_kernels_init_avx512(struct eq_kernels *k);
 void eq_kernels_init_neon(struct eq_kernels *k);
 
-/* Scalar parts, named so that others can use them for their tails. */
-void eq_rans_decode_c(struct eq_rans_dec *const *dec, uint8_t *const *out,
-		      unsigned k, size_t groups);
-uint16_t *eq_rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
-			   const uint8_t *sym, size_t groups, uint16_t *top);
+/* Scalar parts, named so that others can use them for their tails. Units
+ * [from, n) of n. */
+void eq_split_c(const void *units, size_t from, size_t n, bool rotate,
+		uint8_t *const *plane, unsigned unit);
+void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
+		void *units, unsigned unit);
+
+/* Parts of the tables, by source file. */
 void eq_split_init_c(struct eq_kernels *k);
+void eq_split_init_avx2(struct eq_kernels *k);
+void eq_split_init_avx512(struct eq_kernels *k);
 void eq_dequant_init_c(struct eq_kernels *k);
 
 #endif

@@ -253,7 +253,11 @@ void eq_freq_dec(const struct eq_freq *freq, struct eq_table *table)
 	table->mode = freq->mode;
 	memcpy(table->nibble, freq->nibble, sizeof(table->nibble));
 	for (uint32_t s = 0; s < 256; s++) {
-		if (freq->f[s] && freq->mode == EQ_TABLE_SINGLE)
+		if (!freq->f[s])
+			continue;
+		table->start[table->n_syms] = (uint16_t)(slot - table->slot);
+		table->sym[table->n_syms++] = (uint8_t)s;
+		if (freq->mode == EQ_TABLE_SINGLE)
 			table->present[s >> 3] |= (uint8_t)(1 << (s & 7));
 		for (uint32_t i = 0; i < freq->f[s]; i++)
 			*slot++ = s << 24 | (uint32_t)freq->f[s] << 12 | i;

@@ -12,7 +12,7 @@
 
 static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
 {
-	const uint32_t *slot = d->slot;
+	const uint32_t *slot = d->table->slot;
 	const uint16_t *next = d->next;
 	uint32_t *x = d->x;
 
@@ -39,15 +39,15 @@ static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
 	d->next = next;
 }
 
-void eq_rans_decode_c(struct eq_rans_dec *const *dec, uint8_t *const *out,
-		      unsigned k, size_t groups)
+static void rans_decode_c(struct eq_rans_dec *const *dec, uint8_t *const *out,
+			  unsigned k, size_t groups)
 {
 	for (unsigned i = 0; i < k; i++)
 		decode_one(dec[i], out[i], groups);
 }
 
-uint16_t *eq_rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
-			   const uint8_t *sym, size_t groups, uint16_t *top)
+static uint16_t *rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
+			       const uint8_t *sym, size_t groups, uint16_t *top)
 {
 	bool absent = false;
 
@@ -83,19 +83,19 @@ void eq_kernels_init_c(struct eq_kernels *k)
 {
 	k->isa = "c";
 	k->streams = 4; /* for the table's sake: it stays in the cache */
-	k->rans_decode = eq_rans_decode_c;
-	k->rans_encode = eq_rans_encode_c;
+	k->rans_decode = rans_decode_c;
+	k->rans_encode = rans_encode_c;
 	eq_split_init_c(k);
 	eq_dequant_init_c(k);
 }
 
 int eq_rans_dec_init(struct eq_rans_dec *d, const uint8_t *part,
-		     uint32_t n_words, const uint32_t *slot)
+		     uint32_t n_words, const struct eq_table *table)
 {
 	memcpy(d->x, part, sizeof(d->x));
 	d->next = (const uint16_t *)(const void *)(part + sizeof(d->x));
 	d->end = d->next + n_words;
-	d->slot = slot;
+	d->table = table;
 	d->err = 0;
 	for (unsigned l = 0; l < EQ_LANES; l++)
 		if (d->x[l] < EQ_RANS_L)

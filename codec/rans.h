@@ -28,7 +28,7 @@ static inline size_t eq_rans_bound(size_t n)
  * is too small.
  */
 int eq_rans_dec_init(struct eq_rans_dec *d, const uint8_t *part,
-		     uint32_t n_words, const uint32_t *slot);
+		     uint32_t n_words, const struct eq_table *table);
 /* After the last group: 0, or EQ_ECORRUPT unless all words are used up and all
  * states are back where the encoder started. */
 int eq_rans_dec_finish(const struct eq_rans_dec *d);

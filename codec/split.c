@@ -18,11 +18,12 @@ static uint16_t rotr16(uint16_t x)
 }
 
 /* Units of any size: the 16 high bits apart, then the bytes below them. */
-static inline __attribute__((always_inline)) void
-split_any(const uint8_t *in, size_t n, bool rotate, uint8_t *const *plane,
-	  unsigned unit)
+void eq_split_c(const void *units, size_t from, size_t n, bool rotate,
+		uint8_t *const *plane, unsigned unit)
 {
-	for (size_t i = 0; i < n; i++, in += unit) {
+	const uint8_t *in = (const uint8_t *)units + from * unit;
+
+	for (size_t i = from; i < n; i++, in += unit) {
 		uint16_t high;
 
 		memcpy(&high, in + unit - 2, 2);
@@ -35,11 +36,12 @@ split_any(const uint8_t *in, size_t n, bool rotate, uint8_t *const *plane,
 	}
 }
 
-static inline __attribute__((always_inline)) void
-merge_any(const uint8_t *const *plane, size_t n, bool rotate, uint8_t *out,
-	  unsigned unit)
+void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
+		void *units, unsigned unit)
 {
-	for (size_t i = 0; i < n; i++, out += unit) {
+	uint8_t *out = (uint8_t *)units + from * unit;
+
+	for (size_t i = from; i < n; i++, out += unit) {
 		uint16_t high = (uint16_t)(plane[0][i] << 8 | plane[1][i]);
 
 		if (rotate)
@@ -54,12 +56,12 @@ merge_any(const uint8_t *const *plane, size_t n, bool rotate, uint8_t *out,
 	static void split##bits##_c(const void *units, size_t n, bool rotate,  \
 				    uint8_t *const *plane)                     \
 	{                                                                      \
-		split_any(units, n, rotate, plane, unit);                      \
+		eq_split_c(units, 0, n, rotate, plane, unit);                  \
 	}                                                                      \
 	static void merge##bits##_c(const uint8_t *const *plane, size_t n,     \
 				    bool rotate, void *units)                  \
 	{                                                                      \
-		merge_any(plane, n, rotate, units, unit);                      \
+		eq_merge_c(plane, 0, n, rotate, units, unit);                  \
 	}
 
 EQ_SPLIT_MERGE(16, 2)
@@ -124,6 +126,7 @@ static void histogram_c(const uint8_t *p, size_t n, uint64_t hist[256])
 			uint64_t v;
 
 			memcpy(&v, p + i, 8);
+#pragma GCC unroll 8
 			for (unsigned b = 0; b < 8; b++)
 				part[b % 4][v >> 8 * b & 255]++;
 		}

@@ -6,12 +6,14 @@ UNIT_TESTS = \
 	tests/unit_coding \
 	tests/unit_model \
 	tests/unit_quant \
+	tests/unit_parity \
 	tests/unit_rans \
 	tests/fuzz_safetensors \
 	tests/unit_policy \
 	tests/unit_safetensors
 # Programs of `make bench`, each from the .c of its name.
-EQ_BENCHES =
+EQ_BENCHES = \
+	tests/bench_codec
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
 SCRIPT_TESTS = \
 	tests/check_includes.sh \

@@ -80,7 +80,7 @@ static void round_trip(const uint8_t *sym, size_t n, const uint16_t f[256])
 	assert_in_range(size, 128, eq_rans_bound(n));
 	assert_true(page_decode(f, part, n_words, n, page));
 	assert_memory_equal(page, sym, n);
-	assert_int_equal(eq_rans_dec_init(&dec, part, n_words, table->slot), 0);
+	assert_int_equal(eq_rans_dec_init(&dec, part, n_words, table), 0);
 	k->rans_decode(decs, &got, 1, (n + 127) / 128);
 	assert_int_equal(eq_rans_dec_finish(&dec), 0);
 	assert_memory_equal(got, sym, n);
@@ -243,7 +243,7 @@ static void test_corrupt(void **state)
 
 		if (bit < 8 * size)
 			part[bit / 8] ^= (uint8_t)(1 << bit % 8);
-		rc = eq_rans_dec_init(&dec, part, words, table->slot);
+		rc = eq_rans_dec_init(&dec, part, words, table);
 		if (!rc) {
 			k->rans_decode(decs, &out, 1, 4);
 			rc = eq_rans_dec_finish(&dec);

@@ -1,0 +1,378 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The entropy coder with AVX-512. The 32 states of a chunk are two vectors of
+ * 16-bit halves, high and low, in the order of the lanes: renormalisation then
+ * is one 16-bit expansion, and the multiplications are 16 bits wide.
+ *
+ * Tables of at most 64 symbols are searched in registers: a binary search for
+ * the slot among the starts, all 32 lanes at once. That beats loading table
+ * entries even where gathers are fast, and by far where microcode against
+ * gather data sampling has made them slow. Larger tables gather.
+ */
+#include <immintrin.h>
+
+#include "format.h"
+#include "kernels.h"
+
+#define INLINE static inline __attribute__((always_inline))
+#define LEVELS_MAX 6
+
+/* ---- decoding -------------------------------------------------------------- */
+
+/*
+ * A search tree of 2^levels leaves. The path is collected with the first
+ * decision in bit 0, so that on each level the bits so far are the index into
+ * that level's thresholds; leaf tables are in the order of such paths.
+ */
+struct tree {
+	__m512i root, level1[2];        /* thresholds of the first two levels */
+	__m512i level[4];               /* of levels 2 to 5 */
+	__m512i freq16[2], start[2];    /* of leaves: frequency * 16, start */
+	__m512i sym;                    /* bytes */
+};
+
+static unsigned path_reverse(unsigned path, unsigned bits)
+{
+	unsigned r = 0;
+
+	for (; bits; bits--, path >>= 1)
+		r = r << 1 | (path & 1);
+	return r;
+}
+
+/* The start of symbol i; no slot reaches those beyond the last. */
+static uint16_t start_of(const struct eq_table *t, unsigned i)
+{
+	return i < t->n_syms ? t->start[i] : 0x7fff;
+}
+
+INLINE void tree_init(struct tree *tree, const struct eq_table *t, const unsigned levels)
+{
+	uint16_t level[LEVELS_MAX][32] = { { 0 } }, freq16[64] = { 0 }, start[64] = { 0 };
+	uint8_t sym[64] = { 0 };
+
+	for (unsigned d = 0; d < levels; d++)
+		for (unsigned path = 0; path < 1u << d; path++)
+			level[d][path] = start_of(
+				t, (2 * path_reverse(path, d) + 1) << (levels - 1 - d));
+	for (unsigned path = 0; path < 1u << levels; path++) {
+		unsigned i = path_reverse(path, levels);
+
+		if (i >= t->n_syms)
+			continue;
+		start[path] = t->start[i];
+		freq16[path] = (uint16_t)(t->slot[t->start[i]] >> 8 & 0xfff0);
+		sym[path] = t->sym[i];
+	}
+	tree->root = _mm512_set1_epi16((short)level[0][0]);
+	tree->level1[0] = _mm512_set1_epi16((short)level[1][0]);
+	tree->level1[1] = _mm512_set1_epi16((short)level[1][1]);
+	for (unsigned d = 2; d < levels; d++)
+		tree->level[d - 2] = _mm512_loadu_si512(level[d]);
+	for (unsigned i = 0; i < 2; i++) {
+		tree->freq16[i] = _mm512_loadu_si512(freq16 + 32 * i);
+		tree->start[i] = _mm512_loadu_si512(start + 32 * i);
+	}
+	tree->sym = _mm512_loadu_si512(sym);
+}
+
+/* Paths of the 32 slots. */
+INLINE __m512i tree_find(const struct tree *tree, __m512i slot, const unsigned levels)
+{
+	__mmask32 m = _mm512_cmpge_epu16_mask(slot, tree->root);
+	__m512i path = _mm512_maskz_set1_epi16(m, 1), at;
+
+	at = _mm512_mask_mov_epi16(tree->level1[0], m, tree->level1[1]);
+	m = _mm512_cmpge_epu16_mask(slot, at);
+	path = _mm512_mask_add_epi16(path, m, path, _mm512_set1_epi16(2));
+#pragma GCC unroll 4
+	for (unsigned d = 2; d < levels; d++) {
+		at = _mm512_permutexvar_epi16(path, tree->level[d - 2]);
+		m = _mm512_cmpge_epu16_mask(slot, at);
+		path = _mm512_mask_add_epi16(path, m, path,
+					     _mm512_set1_epi16((short)(1 << d)));
+	}
+	return path;
+}
+
+INLINE __m512i leaf(const __m512i table[2], __m512i path, const unsigned levels)
+{
+	return levels <= 5 ? _mm512_permutexvar_epi16(path, table[0]) :
+			     _mm512_permutex2var_epi16(table[0], path, table[1]);
+}
+
+/* gcc gives a gather without a mask an undefined destination, on which the
+ * processor then waits: hence the zero. */
+INLINE __m512i gather(const uint32_t *table, __m512i index)
+{
+	return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xffff, index,
+					   table, 4);
+}
+
+struct lanes {
+	__m512i high, low;
+	const uint16_t *next;
+};
+
+/*
+ * One step of 32 lanes, after the look-up: with x >> 12 = 16 high + (low >> 12)
+ * the new state is freq * 16 * high + freq * (low >> 12) + slot - start, whose
+ * last three terms fit 16 bits.
+ */
+INLINE void advance(struct lanes *x, __m512i freq16, __m512i offset)
+{
+	const __m512i top4 = _mm512_set1_epi16((short)0xf000);
+	__m512i words = _mm512_loadu_si512(x->next);
+	__m512i small = _mm512_add_epi16(
+		_mm512_mulhi_epu16(freq16, _mm512_and_si512(x->low, top4)), offset);
+	__m512i low = _mm512_mullo_epi16(freq16, x->high);
+	__m512i high = _mm512_mulhi_epu16(freq16, x->high), sum;
+	__mmask32 m;
+
+	sum = _mm512_add_epi16(low, small);
+	m = _mm512_cmplt_epu16_mask(sum, small); /* carry */
+	high = _mm512_mask_add_epi16(high, m, high, _mm512_set1_epi16(1));
+	m = _mm512_testn_epi16_mask(high, high); /* below 65536 */
+	x->high = _mm512_mask_mov_epi16(high, m, sum);
+	x->low = _mm512_mask_expand_epi16(sum, m, words);
+	x->next += __builtin_popcount(m);
+}
+
+/* A step by searching; returns the paths. */
+INLINE __m512i step_search(struct lanes *x, const struct tree *tree,
+			   const unsigned levels)
+{
+	__m512i slot = _mm512_and_si512(x->low, _mm512_set1_epi16(4095));
+	__m512i path = tree_find(tree, slot, levels);
+
+	advance(x, leaf(tree->freq16, path, levels),
+		_mm512_sub_epi16(slot, leaf(tree->start, path, levels)));
+	return path;
+}
+
+/* A step by gathering; returns the symbols. Even lanes and odd ones apart. */
+INLINE __m512i step_gather(struct lanes *x, const uint32_t *slot)
+{
+	const __m512i low12 = _mm512_set1_epi32(4095);
+	const __m512i even = _mm512_set1_epi32(0xffff);
+	__m512i a = gather(slot, _mm512_and_si512(x->low, low12));
+	__m512i b = gather(slot, _mm512_and_si512(_mm512_srli_epi32(x->low, 16),
+						  low12));
+	/* even ? a : b */
+	__m512i f = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a, 8),
+					      _mm512_slli_epi32(b, 8), 0xca);
+	__m512i o = _mm512_ternarylogic_epi32(even, a, _mm512_slli_epi32(b, 16),
+					      0xca);
+	__m512i s = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a, 16), b,
+					      0xca);
+
+	advance(x, _mm512_and_si512(f, _mm512_set1_epi16((short)0xfff0)),
+		_mm512_and_si512(o, _mm512_set1_epi16(4095)));
+	return _mm512_srli_epi16(s, 8);
+}
+
+/* Four steps' symbols, 16 bits each in the order of the lanes -> 128 bytes. */
+INLINE void collect(const __m512i s[4], __m512i out[2])
+{
+	const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
+	const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
+	__m512i a = _mm512_or_si512(s[0], _mm512_slli_epi16(s[1], 8));
+	__m512i b = _mm512_or_si512(s[2], _mm512_slli_epi16(s[3], 8));
+	__m512i lo = _mm512_unpacklo_epi16(a, b), hi = _mm512_unpackhi_epi16(a, b);
+
+	out[0] = _mm512_permutex2var_epi64(lo, first, hi);
+	out[1] = _mm512_permutex2var_epi64(lo, second, hi);
+}
+
+INLINE void lanes_load(struct lanes *x, const struct eq_rans_dec *d)
+{
+	__m512i a = _mm512_load_si512(d->x), b = _mm512_load_si512(d->x + 16);
+
+	x->low = _mm512_inserti64x4(
+		_mm512_castsi256_si512(_mm512_cvtepi32_epi16(a)),
+		_mm512_cvtepi32_epi16(b), 1);
+	x->high = _mm512_inserti64x4(
+		_mm512_castsi256_si512(
+			_mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16))),
+		_mm512_cvtepi32_epi16(_mm512_srli_epi32(b, 16)), 1);
+	x->next = d->next;
+}
+
+INLINE __m512i widen(__m512i high, __m512i low, const int half)
+{
+	__m512i h = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(high, half));
+	__m512i l = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(low, half));
+
+	return _mm512_or_si512(_mm512_slli_epi32(h, 16), l);
+}
+
+INLINE void lanes_store(const struct lanes *x, struct eq_rans_dec *d)
+{
+	_mm512_store_si512(d->x, widen(x->high, x->low, 0));
+	_mm512_store_si512(d->x + 16, widen(x->high, x->low, 1));
+	d->next = x->next;
+}
+
+/* k decoders side by side, k and levels constants; levels 0: by gathering. Each
+ * decoder waits for its own results most of the time. */
+INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
+		     size_t groups, const unsigned k, const unsigned levels)
+{
+	struct lanes x[4];
+	struct tree tree;
+
+	if (levels)
+		tree_init(&tree, dec[0]->table, levels);
+	for (unsigned i = 0; i < k; i++)
+		lanes_load(&x[i], dec[i]);
+	for (size_t g = 0; g < groups; g++) {
+		__m512i s[4][4], o[2];
+
+#pragma GCC unroll 4
+		for (unsigned t = 0; t < 4; t++) {
+#pragma GCC unroll 4
+			for (unsigned i = 0; i < k; i++)
+				s[i][t] = levels ? step_search(&x[i], &tree, levels) :
+						   step_gather(&x[i], dec[i]->table->slot);
+		}
+#pragma GCC unroll 4
+		for (unsigned i = 0; i < k; i++) {
+			uint8_t *to = out[i] + g * EQ_GROUP;
+
+			collect(s[i], o);
+			if (levels) {
+				o[0] = _mm512_permutexvar_epi8(o[0], tree.sym);
+				o[1] = _mm512_permutexvar_epi8(o[1], tree.sym);
+			}
+			_mm512_storeu_si512(to, o[0]);
+			_mm512_storeu_si512(to + 64, o[1]);
+			if (__builtin_expect(x[i].next > dec[i]->end, 0)) {
+				x[i].next = dec[i]->end;
+				dec[i]->err = 1;
+			}
+		}
+	}
+	for (unsigned i = 0; i < k; i++)
+		lanes_store(&x[i], dec[i]);
+}
+
+#define EQ_DECODE(levels)                                                      \
+	static void decode##levels(struct eq_rans_dec *const *dec,             \
+				   uint8_t *const *out, unsigned k,            \
+				   size_t groups)                              \
+	{                                                                      \
+		for (; k >= 4; k -= 4, dec += 4, out += 4)                     \
+			decode_k(dec, out, groups, 4, levels);                 \
+		for (; k >= 2; k -= 2, dec += 2, out += 2)                     \
+			decode_k(dec, out, groups, 2, levels);                 \
+		if (k)                                                         \
+			decode_k(dec, out, groups, 1, levels);                 \
+	}
+
+EQ_DECODE(0)
+EQ_DECODE(4)
+EQ_DECODE(5)
+EQ_DECODE(6)
+
+static void rans_decode_avx512(struct eq_rans_dec *const *dec,
+			       uint8_t *const *out, unsigned k, size_t groups)
+{
+	while (k) {
+		const struct eq_table *table = dec[0]->table;
+		unsigned n = 1;
+
+		while (n < k && dec[n]->table == table)
+			n++;
+		if (table->n_syms <= 16)
+			decode4(dec, out, n, groups);
+		else if (table->n_syms <= 32)
+			decode5(dec, out, n, groups);
+		else if (table->n_syms <= 64)
+			decode6(dec, out, n, groups);
+		else
+			decode0(dec, out, n, groups);
+		dec += n;
+		out += n;
+		k -= n;
+	}
+}
+
+/* ---- encoding -------------------------------------------------------------- */
+
+/* High 32 bits of the products of 32-bit lanes. */
+INLINE __m512i mulhi(__m512i a, __m512i b)
+{
+	__m512i even = _mm512_mul_epu32(a, b);
+	__m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32),
+				       _mm512_srli_epi64(b, 32));
+
+	return _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+}
+
+/* One step of 16 lanes. The words go below `top`, in the order of the lanes. */
+INLINE __m512i encode_step(__m512i x, __m512i sym, const struct eq_rans_enc *enc,
+			   uint16_t **top, __mmask16 *absent)
+{
+	__m512i rcp = gather(enc->rcp, sym), fs = gather(enc->fs, sym);
+	__m512i f = _mm512_and_si512(fs, _mm512_set1_epi32(0xffff));
+	__mmask16 emit = _mm512_cmpge_epu32_mask(x, _mm512_slli_epi32(f, 20));
+	unsigned n = (unsigned)__builtin_popcount(emit);
+	__m512i q, r;
+	__mmask16 more;
+
+	*top -= n;
+	_mm256_mask_storeu_epi16(
+		*top, (__mmask16)_bzhi_u32(0xffff, n),
+		_mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(emit, x)));
+	x = _mm512_mask_srli_epi32(x, emit, x, 16);
+	q = mulhi(x, rcp);
+	r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, f));
+	more = _mm512_cmpge_epu32_mask(r, f);
+	q = _mm512_mask_add_epi32(q, more, q, _mm512_set1_epi32(1));
+	r = _mm512_mask_sub_epi32(r, more, r, f);
+	*absent |= _mm512_testn_epi32_mask(fs, fs);
+	return _mm512_add_epi32(
+		_mm512_add_epi32(_mm512_slli_epi32(q, 12), r),
+		_mm512_srli_epi32(fs, 16));
+}
+
+static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32],
+				    const uint8_t *sym, size_t groups,
+				    uint16_t *top)
+{
+	const __m512i low8 = _mm512_set1_epi32(255);
+	__m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16);
+	__mmask16 absent = 0;
+
+	for (sym += groups * EQ_GROUP; groups; groups--) {
+		__m512i s0, s1;
+
+		sym -= EQ_GROUP;
+		s0 = _mm512_loadu_si512(sym);
+		s1 = _mm512_loadu_si512(sym + 64);
+#define EQ_STEP(t)                                                             \
+	x1 = encode_step(x1, _mm512_and_si512(_mm512_srli_epi32(s1, 8 * (t)),  \
+					      low8),                           \
+			 enc, &top, &absent);                                  \
+	x0 = encode_step(x0, _mm512_and_si512(_mm512_srli_epi32(s0, 8 * (t)),  \
+					      low8),                           \
+			 enc, &top, &absent)
+		EQ_STEP(3);
+		EQ_STEP(2);
+		EQ_STEP(1);
+		EQ_STEP(0);
+#undef EQ_STEP
+	}
+	_mm512_storeu_si512(x, x0);
+	_mm512_storeu_si512(x + 16, x1);
+	return absent ? NULL : top;
+}
+
+void eq_kernels_init_avx512(struct eq_kernels *k)
+{
+	k->isa = "avx512";
+	k->streams = 4;
+	k->rans_decode = rans_decode_avx512;
+	k->rans_encode = rans_encode_avx512;
+	eq_split_init_avx512(k);
+}

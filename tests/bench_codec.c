@@ -1,0 +1,436 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How fast the codec is on one core, against memcpy and what else one could
+ * install. GB are 10^9 bytes; best of several rounds; the data do not fit the
+ * caches except where "cache" says so.
+ */
+#ifdef HAVE_CONFIG_H
+#include <config.h>
+#endif
+
+#include <stdbool.h>
+#include <stdio.h>
+#include <time.h>
+#include <zstd.h>
+
+#include "codec_util.h"
+#include "coding.h"
+#include "eqcodec.h"
+#include "rans.h"
+
+#define CHUNK 131072u
+#define CHUNKS 256u
+#define N (CHUNK * CHUNKS)              /* 32 Mi units */
+#define ROUNDS 9
+
+static double memcpy_rate;
+
+static double now(void)
+{
+	struct timespec t;
+
+	/* The time of this thread: other programs may be running. */
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double best(void (*fn)(void *arg), void *arg)
+{
+	double least = 1e9;
+
+	for (unsigned i = 0; i < ROUNDS; i++) {
+		double t = now();
+
+		fn(arg);
+		t = now() - t;
+		least = t < least ? t : least;
+	}
+	return least;
+}
+
+static void row(const char *what, double bytes, double seconds, double ratio)
+{
+	printf("%-44s %7.2f GB/s  %5.2f of memcpy", what, bytes / seconds * 1e-9,
+	       bytes / seconds / memcpy_rate);
+	if (ratio > 0)
+		printf("  %5.3f bits/symbol", ratio);
+	printf("\n");
+	fflush(stdout);
+}
+
+/* ---- data ------------------------------------------------------------------ */
+
+static void fill_weights(uint16_t *w)
+{
+	uint64_t seed = 1;
+
+	/* A million Gaussians, shifted about: the rest would take a while. */
+	for (size_t i = 0; i < N; i++) {
+		float f = (float)(0.02 * rnd_gauss(&seed));
+		uint32_t u;
+
+		memcpy(&u, &f, 4);
+		w[i] = (uint16_t)(u >> 16);
+		if (i >= 1048576)
+			w[i] = w[(rnd(&seed) >> 44)];
+	}
+}
+
+/* Levels of a quantiser at about `bits` bits. */
+static void fill_levels(uint8_t *p, double sigma)
+{
+	uint64_t seed = 2;
+
+	for (size_t i = 0; i < 1048576; i++)
+		p[i] = (uint8_t)lrint(sigma * rnd_gauss(&seed));
+	for (size_t i = 1048576; i < N; i++)
+		p[i] = p[rnd(&seed) >> 44];
+}
+
+/* ---- whole chunks ---------------------------------------------------------- */
+
+struct tensor {
+	struct eq_coding c;
+	struct eq_plan plan;
+	const uint8_t *src;
+	uint8_t *scales;
+	uint8_t *in[CHUNKS], *scratch;
+	size_t len[CHUNKS], stored;
+	struct eq_decode_job job[CHUNKS];
+	uint8_t *out;
+};
+
+static void encode_all(void *arg)
+{
+	struct tensor *t = arg;
+	uint64_t k = t->c.row_units;
+
+	t->stored = 0;
+	for (unsigned i = 0; i < CHUNKS; i++) {
+		if (t->c.codec == EQ_CODEC_QUANT)
+			t->len[i] = eq_chunk_encode_quant(
+				&t->c, t->src + (size_t)i * CHUNK, CHUNK,
+				t->scales + i * (CHUNK / k) * 2, CHUNK / k * 2,
+				NULL, 0, t->in[i], t->scratch);
+		else
+			t->len[i] = eq_chunk_encode_planes(
+				&t->c, t->src + (size_t)i * CHUNK * t->c.unit,
+				CHUNK, t->in[i], t->scratch);
+		t->stored += t->len[i];
+	}
+}
+
+static void decode_all(void *arg)
+{
+	struct tensor *t = arg;
+
+	eq_backend_cpu()->decode(NULL, t->job, CHUNKS);
+}
+
+/* Measure the tensor as t->c says; `want` is what must come out, or NULL. */
+static void measure(struct tensor *t, const char *name, const void *want)
+{
+	uint8_t params[EQ_PARAMS_MAX];
+	size_t len = eq_params_write(&t->c, params), bytes = (size_t)N * t->c.unit;
+	double enc, dec, bits;
+	char text[80];
+
+	memset(&t->plan, 0, sizeof(t->plan));
+	t->plan.codec = t->c.codec;
+	t->plan.unit = t->c.unit;
+	t->plan.transform = t->c.transform;
+	t->plan.dtype = EQ_BF16;
+	t->plan.scale_dtype = t->c.scale_dtype;
+	t->plan.chunk_units = CHUNK;
+	t->plan.n_units = N;
+	t->plan.row_units = t->c.row_units;
+	if (eq_plan_init(&t->plan, params, len))
+		abort();
+	t->scratch = must_alloc(eq_chunk_scratch(&t->c));
+	t->out = must_alloc(bytes);
+	memset(t->out, 1, bytes);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		t->in[i] = must_alloc(eq_chunk_bound(&t->c, 0) + EQ_SLACK);
+	enc = best(encode_all, t);
+	for (unsigned i = 0; i < CHUNKS; i++) {
+		struct eq_decode_job job = { &t->plan, t->in[i], t->len[i],
+					     (uint64_t)i * CHUNK, CHUNK,
+					     t->out + (size_t)i * CHUNK * t->c.unit, 0 };
+
+		t->job[i] = job;
+	}
+	dec = best(decode_all, t);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		if (t->job[i].status)
+			abort();
+	if (want && memcmp(want, t->out, bytes))
+		abort();
+	bits = 8.0 * (double)t->stored / N;
+	snprintf(text, sizeof(text), "%s, decode (written)", name);
+	row(text, (double)bytes, dec, bits);
+	snprintf(text, sizeof(text), "%s, encode (read)", name);
+	row(text, t->c.codec == EQ_CODEC_QUANT ? N : (double)bytes, enc, 0);
+	eq_plan_fini(&t->plan);
+	free(t->scratch);
+	free(t->out);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		free(t->in[i]);
+}
+
+/* Single tables or pairs, whichever the coding would have chosen. */
+static void force(struct eq_coding *c, unsigned i, const uint64_t hist[256], bool pair)
+{
+	uint64_t bits;
+
+	c->part[i].kind = pair ? EQ_PART_PAIR : EQ_PART_RANS;
+	c->part[i].arg = 0;
+	memset(c->freq, 0, sizeof(c->freq));
+	c->n_freq = 1;
+	c->freq[0].mode = EQ_TABLE_SINGLE;
+	if (!pair)
+		eq_freq_fit(hist, c->freq[0].f);
+	else if (eq_freq_fit_pair(hist, &c->freq[0], &bits))
+		abort();
+	eq_freq_enc(c->freq[0].f, &c->enc[0]);
+}
+
+static void bench_planes(struct tensor *t, const void *data, unsigned unit, const char *name)
+{
+	static uint64_t hist[8][256];
+	unsigned transform = unit > 1 ? EQ_TRANSFORM_ROTATED : EQ_TRANSFORM_NONE;
+	char text[80];
+
+	memset(hist, 0, sizeof(hist));
+	eq_hist_planes(unit, transform, data, N, hist);
+	t->src = data;
+	for (unsigned pair = 0; pair < 2; pair++) {
+		eq_coding_planes(&t->c, unit, transform, N, CHUNK,
+				 (const uint64_t(*)[256])hist);
+		force(&t->c, 0, hist[0], pair);
+		snprintf(text, sizeof(text), "%s, %s", name, pair ? "pair" : "single");
+		measure(t, text, data);
+	}
+}
+
+static void bench_quant(struct tensor *t, const uint8_t *sym, const char *name)
+{
+	uint64_t hist[256] = { 0 };
+	float value[256];
+	char text[80];
+
+	eq_kernels_get()->histogram(sym, N, hist);
+	for (unsigned s = 0; s < 256; s++)
+		value[s] = (float)(int8_t)s;
+	t->src = sym;
+	t->scales = must_alloc(N / 4096 * 2);
+	for (unsigned i = 0; i < N / 4096 * 2; i++)
+		t->scales[i] = i & 1 ? 0x3c : (uint8_t)(i * 37);
+	for (unsigned pair = 0; pair < 2; pair++) {
+		eq_coding_quant(&t->c, 2, EQ_SCALE_BF16, N, 4096, CHUNK, hist, value, 0);
+		force(&t->c, 1, hist, pair);
+		snprintf(text, sizeof(text), "%s, %s", name, pair ? "pair" : "single");
+		measure(t, text, NULL);
+	}
+	free(t->scales);
+}
+
+/* ---- the coder alone ------------------------------------------------------- */
+
+struct coder {
+	struct eq_table table;
+	struct eq_rans_enc enc;
+	uint8_t *sym, *part[CHUNKS];
+	uint32_t n_words[CHUNKS];
+	uint8_t *tile;
+	uint64_t sum[256];
+};
+
+static void coder_decode(void *arg)
+{
+	struct coder *c = arg;
+	const struct eq_kernels *k = eq_kernels_get();
+
+	for (unsigned i = 0; i < CHUNKS; i += 4) {
+		struct eq_rans_dec dec[4], *decs[4];
+		uint8_t *out[4];
+
+		for (unsigned j = 0; j < 4; j++) {
+			eq_rans_dec_init(&dec[j], c->part[i + j], c->n_words[i + j],
+					 &c->table);
+			decs[j] = &dec[j];
+			out[j] = c->tile + j * 2048;
+		}
+		for (unsigned g = 0; g < CHUNK / 128; g += 16)
+			k->rans_decode(decs, out, 4, 16);
+		for (unsigned j = 0; j < 4; j++)
+			if (eq_rans_dec_finish(&dec[j]))
+				abort();
+	}
+}
+
+static void coder_encode(void *arg)
+{
+	struct coder *c = arg;
+
+	for (unsigned i = 0; i < CHUNKS; i++)
+		eq_rans_write(eq_kernels_get(), &c->enc, c->sym + (size_t)i * CHUNK,
+			      CHUNK, c->part[i], &c->n_words[i]);
+}
+
+static void coder_histogram(void *arg)
+{
+	struct coder *c = arg;
+
+	eq_kernels_get()->histogram(c->sym, N, c->sum);
+}
+
+static void bench_coder(const uint8_t *sym)
+{
+	struct coder *c = must_alloc(sizeof(*c));
+	struct eq_freq freq = { .mode = EQ_TABLE_SINGLE };
+	uint64_t hist[256] = { 0 };
+
+	memset(c, 0, sizeof(*c));
+	c->sym = must_alloc(N);
+	memcpy(c->sym, sym, N);
+	c->tile = must_alloc(8192);
+	eq_kernels_get()->histogram(sym, N, hist);
+	eq_freq_fit(hist, freq.f);
+	eq_freq_enc(freq.f, &c->enc);
+	eq_freq_dec(&freq, &c->table);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		c->part[i] = must_alloc(eq_rans_bound(CHUNK) + EQ_SLACK);
+	row("rANS alone, encode", N, best(coder_encode, c), 0);
+	row("rANS alone, decode to cache", N, best(coder_decode, c),
+	    (double)eq_freq_bits(hist, freq.f) / N);
+	row("histogram", N, best(coder_histogram, c), 0);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		free(c->part[i]);
+	free(c->sym);
+	free(c->tile);
+	free(c);
+}
+
+/* ---- peers ----------------------------------------------------------------- */
+
+struct peer {
+	const uint8_t *src;
+	uint8_t *packed, *out;
+	size_t packed_len;
+};
+
+static void copy_all(void *arg)
+{
+	struct peer *p = arg;
+
+	memcpy(p->out, p->src, 2 * (size_t)N);
+}
+
+static void zstd_encode(void *arg)
+{
+	struct peer *p = arg;
+
+	p->packed_len = ZSTD_compress(p->packed, 2 * (size_t)N, p->src, N, 1);
+}
+
+static void zstd_decode(void *arg)
+{
+	struct peer *p = arg;
+
+	if (ZSTD_decompress(p->out, N, p->packed, p->packed_len) != N)
+		abort();
+}
+
+#ifdef HAVE_HTSCODECS
+/* Not in any installed header, but exported by the library. */
+unsigned char *rans_compress_4x16(unsigned char *in, unsigned int in_size,
+				  unsigned int *out_size, int order);
+unsigned char *rans_uncompress_4x16(unsigned char *in, unsigned int in_size,
+				    unsigned int *out_size);
+#define RANS_32X16 4
+
+struct hts {
+	const uint8_t *src;
+	unsigned char *packed[CHUNKS];
+	unsigned packed_len[CHUNKS];
+};
+
+static void hts_encode(void *arg)
+{
+	struct hts *h = arg;
+
+	for (unsigned i = 0; i < CHUNKS; i++) {
+		free(h->packed[i]);
+		h->packed[i] = rans_compress_4x16(
+			(unsigned char *)(uintptr_t)(h->src + (size_t)i * CHUNK), CHUNK,
+			&h->packed_len[i], RANS_32X16);
+	}
+}
+
+static void hts_decode(void *arg)
+{
+	struct hts *h = arg;
+
+	for (unsigned i = 0; i < CHUNKS; i++) {
+		unsigned len;
+
+		free(rans_uncompress_4x16(h->packed[i], h->packed_len[i], &len));
+	}
+}
+
+static void bench_hts(const uint8_t *sym)
+{
+	struct hts h = { .src = sym };
+	double t, bytes = 0;
+
+	t = best(hts_encode, &h);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		bytes += h.packed_len[i];
+	row("htscodecs rANS 32x16, encode", N, t, 8 * bytes / N);
+	row("htscodecs rANS 32x16, decode", N, best(hts_decode, &h), 0);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		free(h.packed[i]);
+}
+#endif
+
+int main(void)
+{
+	uint16_t *w = must_alloc(2 * (size_t)N);
+	uint8_t *sym = must_alloc(N);
+	struct tensor *t = must_alloc(sizeof(*t));
+	struct peer p = { 0 };
+	double enc;
+
+	fill_weights(w);
+	for (size_t i = 0; i < N; i++)
+		sym[i] = (uint8_t)(w[i] >> 7);
+	p.src = (const uint8_t *)w;
+	p.out = must_alloc(2 * (size_t)N);
+	p.packed = must_alloc(2 * (size_t)N);
+	memset(p.out, 1, 2 * (size_t)N);
+	memset(p.packed, 1, 2 * (size_t)N);
+	memcpy_rate = 2.0 * N / best(copy_all, &p);
+	printf("instruction set: %s; one core\n", eq_cpu_isa());
+	row("memcpy", 2.0 * N, 2.0 * N / memcpy_rate, 0);
+	p.src = sym;
+	enc = best(zstd_encode, &p);
+	row("exponents of bf16, zstd -1, encode", N, enc,
+	    8.0 * (double)p.packed_len / N);
+	row("exponents of bf16, zstd -1, decode", N, best(zstd_decode, &p), 0);
+#ifdef HAVE_HTSCODECS
+	bench_hts(sym);
+#endif
+	bench_coder(sym);
+	bench_planes(t, sym, 1, "exponents of bf16");
+	bench_planes(t, w, 2, "bf16 lossless");
+	fill_levels(sym, 0.8);
+	bench_quant(t, sym, "2-bit levels to bf16");
+	fill_levels(sym, 1.7);
+	bench_quant(t, sym, "3-bit levels to bf16");
+	free(w);
+	free(sym);
+	free(t);
+	free(p.out);
+	free(p.packed);
+	return 0;
+}
