@@ -37,6 +37,7 @@ struct eq_fs {
 	struct eq_scan *scan;           /* NULL when read-only */
 	char *policy;                   /* text, for the xattr */
 	bool privileged;                /* may act as another user */
+	_Atomic bool tuned;             /* the kernel's readahead is set */
 	pthread_key_t scratch;          /* a buffer a thread */
 	/*
 	 * Held for writing while a plain file and its archive change places, so
@@ -59,6 +60,12 @@ int eq_attr_get(struct eq_fs *fs, struct eq_node *n, struct stat *st);
 int eq_attr_archive(struct eq_fs *fs, struct eq_node *n, struct eq_arc **out);
 /* Log what went wrong with this file, if that has not been said before. */
 void eq_attr_complain(struct eq_fs *fs, struct eq_node *n, const char *text);
+
+/* ---- session.c ---- */
+
+/* Once the mount is initialised, as the first open shows, the kernel takes a larger
+ * readahead than it negotiated. Cheap to call again. */
+void eq_session_tune(struct eq_fs *fs);
 
 /* ---- restore.c ---- */
 

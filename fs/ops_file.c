@@ -191,6 +191,7 @@ void eq_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	bool keep;
 	int rc;
 
+	eq_session_tune(fs);
 	rc = eq_file_open(fs, eq_node_of(fs, ino), fi->flags, &f, &keep);
 	if (rc) {
 		eq_reply(req, rc);

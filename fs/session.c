@@ -19,7 +19,6 @@
 #include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "compact.h"
@@ -33,12 +32,10 @@
 
 struct session {
 	struct eq_fs fs;
-	pthread_t main, signals, setup;
+	pthread_t main, signals;
 	sigset_t set;
 	_Atomic bool ended;     /* the loop has returned */
-	struct stat under;      /* the mountpoint, before */
 	bool up;                /* fs is initialised */
-	bool setting_up;        /* there is a thread `setup` */
 	bool stuck;             /* the worker did not stop and still uses fs */
 };
 
@@ -96,36 +93,36 @@ int eq_store_overlap(int store_fd, int mountpoint_fd)
 	return rc > 0 ? 2 : rc;
 }
 
-/* ---- threads beside the loop ------------------------------------------------- */
+/* ---- readahead ------------------------------------------------------------------ */
 
-/*
- * A first request of our own: once it is answered the mount is initialised, and
- * only then does the kernel take a larger readahead than it negotiated.
- */
-static void *setup(void *arg)
+void eq_session_tune(struct eq_fs *fs)
 {
-	struct session *s = arg;
-	const struct eq_log *log = &s->fs.log;
 	char path[64];
-	struct stat st;
+	struct statx sx;
 	int fd;
 	bool done;
 
-	if (stat(s->fs.m->mountpoint, &st) || st.st_dev == s->under.st_dev)
-		return NULL; /* unmounted already */
-	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", major(st.st_dev),
-		 minor(st.st_dev));
+	if (atomic_load_explicit(&fs->tuned, memory_order_relaxed) ||
+	    atomic_exchange(&fs->tuned, true))
+		return;
+	/* Without a request to ourselves: who waits for his own answer cannot be
+	 * killed. */
+	if (statx(AT_FDCWD, fs->m->mountpoint, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &sx))
+		return;
+	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", sx.stx_dev_major,
+		 sx.stx_dev_minor);
 	fd = open(path, O_WRONLY | O_CLOEXEC);
 	done = fd >= 0 && write(fd, READ_AHEAD_KB, sizeof(READ_AHEAD_KB) - 1) > 0;
 	if (fd >= 0)
 		close(fd);
 	if (done)
-		eq_log(log, EQ_LOG_INFO, "the kernel reads ahead " READ_AHEAD_KB " KiB");
+		eq_log(&fs->log, EQ_LOG_INFO, "the kernel reads ahead " READ_AHEAD_KB " KiB");
 	else
-		eq_log(log, EQ_LOG_INFO, "the kernel reads ahead what it likes (%s: %s)", path,
+		eq_log(&fs->log, EQ_LOG_INFO, "the kernel reads ahead what it likes (%s: %s)", path,
 		       eq_strerror(-errno));
-	return NULL;
 }
+
+/* ---- threads beside the loop ------------------------------------------------- */
 
 static void stop_worker(struct session *s)
 {
@@ -236,10 +233,7 @@ static int serve(struct session *s)
 	rc = -pthread_create(&s->signals, NULL, signals, s);
 	if (rc)
 		goto out;
-	rc = -pthread_create(&s->setup, NULL, setup, s);
-	s->setting_up = !rc;
-	if (!rc)
-		rc = fuse_session_loop_mt(s->fs.se, config);
+	rc = fuse_session_loop_mt(s->fs.se, config);
 	s->ended = true;
 	pthread_kill(s->signals, SIGTERM); /* if it is still waiting */
 	pthread_join(s->signals, NULL);
@@ -263,8 +257,6 @@ int eq_mount_run(const struct eq_mount *m)
 	sigaddset(&s.set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &s.set, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	if (stat(m->mountpoint, &s.under))
-		return -errno;
 	fs->se = fuse_session_new(m->args, &eq_ops, sizeof(eq_ops), fs);
 	if (!fs->se)
 		return -EINVAL; /* libfuse has said why */
@@ -285,8 +277,6 @@ int eq_mount_run(const struct eq_mount *m)
 		eq_log(&fs->log, EQ_LOG_ERROR, "%s: %s", m->store, eq_strerror(rc));
 unmount:
 	fuse_session_unmount(fs->se);
-	if (s.setting_up) /* no longer waiting for an answer */
-		pthread_join(s.setup, NULL);
 destroy:
 	if (s.stuck)
 		return rc; /* the process ends now, and the worker with it */
