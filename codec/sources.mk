@@ -51,7 +51,11 @@ EQ_CODEC_SOURCES = \
 	codec/tmpfile.c
 
 EQ_AVX2_SOURCES = \
+	codec/split_avx2.c \
+	codec/rans_avx2.c \
 	codec/quant_avx2.c
 EQ_AVX512_SOURCES = \
+	codec/split_avx512.c \
+	codec/rans_avx512.c \
 	codec/quant_avx512.c
 EQ_NEON_SOURCES =
