@@ -77,6 +77,8 @@ BAD = {
     "utf8_lone_continuation": (st(b'{"\x80":' + U8.encode() + b"}", 1), NOTST,
                                "byte 2 of the header: not UTF-8"),
     "utf8_overlong": (st(b'{"\xc0\xaf":' + U8.encode() + b"}", 1), NOTST, "not UTF-8"),
+    "utf8_overlong_3": (st(b'{"\xe0\x9f\xbf":' + U8.encode() + b"}", 1), NOTST, "not UTF-8"),
+    "utf8_overlong_4": (st(b'{"\xf0\x8f\xbf\xbf":' + U8.encode() + b"}", 1), NOTST, "not UTF-8"),
     "utf8_surrogate": (st(b'{"\xed\xa0\x80":' + U8.encode() + b"}", 1), NOTST, "not UTF-8"),
     "utf8_above_10ffff": (st(b'{"\xf4\x90\x80\x80":' + U8.encode() + b"}", 1), NOTST,
                           "not UTF-8"),

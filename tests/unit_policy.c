@@ -206,6 +206,7 @@ static const struct real_name kept[] = {
 	{ "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", { 64, 4096 } },
 	{ "base_model.model.model.layers.0.self_attn.q_proj.lora_B.default.weight", { 4096, 64 } },
 	{ "model.layers.0.attn.w_lora.lora.0.weight", { 64, 768 } },
+	{ "blocks.0.att.w1", { 768, 64 } }, /* RWKV-7's */
 	/* scales and codes of checkpoints that are quantised already */
 	{ "model.layers.0.self_attn.q_proj.weight_scale_inv", { 56, 56 } },
 	{ "model.layers.0.self_attn.q_proj.scales", { 32, 4096 } },
