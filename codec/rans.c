@@ -23,11 +23,11 @@ static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
 				uint32_t e = slot[x[l] & 4095];
 				uint32_t y = (e >> 12 & 4095) * (x[l] >> 12) +
 					     (e & 4095);
-				uint32_t refill = y << 16 | *next;
-				bool low = y < EQ_RANS_L;
+				/* Without a branch: nothing would predict it. */
+				uint32_t low = y < EQ_RANS_L;
 
 				out[4 * l + t] = (uint8_t)(e >> 24);
-				x[l] = low ? refill : y;
+				x[l] = y << 16 * low | (*next & (0 - low));
 				next += low;
 			}
 		}
@@ -59,11 +59,12 @@ static uint16_t *rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
 				uint32_t f = enc->fs[s] & 0xffff;
 				uint32_t y = x[l], q, r;
 
+				uint32_t emit = y >= f << 20;
+
 				absent |= !f;
-				if (y >= f << 20) {
-					*--top = (uint16_t)y;
-					y >>= 16;
-				}
+				top[-1] = (uint16_t)y; /* counts only if due */
+				top -= emit;
+				y >>= 16 * emit;
 				/* The reciprocal is rounded down, so the
 				 * quotient is right or one too small. */
 				q = (uint32_t)((uint64_t)y * enc->rcp[s] >> 32);
