@@ -32,6 +32,7 @@ SCRIPT_TESTS = \
 	tests/mount_options.py
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
+	tests/bench_mount.py \
 	tests/eqar_ref.py \
 	tests/gen_archives.py \
 	tests/requirements.txt \
