@@ -19,6 +19,7 @@ struct restore {
 	struct eq_fs *fs;
 	struct eq_node *n, *parent;
 	bool empty;
+	bool lossy;             /* what the archive gave is not the original */
 	char name[NAME_MAX + 1], archive[NAME_MAX + 1];
 	char tmp[EQ_TMP_NAME_SIZE];
 	int fd;
@@ -68,6 +69,7 @@ static int fill(struct restore *r)
 		rc = eq_attr_archive(r->fs, r->n, &arc);
 		if (rc)
 			return rc;
+		r->lossy = eq_archive_info(arc->archive)->lossy;
 		rc = eq_archive_unpack(arc->archive, r->fd, &run, &r->err);
 		eq_arc_put(&r->fs->arcs, arc);
 		if (rc)
@@ -79,7 +81,8 @@ static int fill(struct restore *r)
 	if (fchmod(r->fd, st.st_mode & 07777))
 		return -errno;
 	copy_xattrs(r->n->fd, r->fd);
-	(void)!fsetxattr(r->fd, EQ_XATTR_QUEUED, "1", 1, 0);
+	if (!r->lossy)
+		(void)!fsetxattr(r->fd, EQ_XATTR_QUEUED, "1", 1, 0);
 	times[0] = st.st_atim;
 	times[1] = st.st_mtim;
 	if (!r->empty && futimens(r->fd, times))
@@ -143,7 +146,9 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	if (rc && r.tmp[0])
 		unlinkat(r.parent->fd, r.tmp, 0);
 	close(r.fd);
-	if (!rc)
+	/* Quantised weights are not quantised again until somebody has really written
+	 * to them: opening a file must not cost it precision. */
+	if (!rc && !r.lossy)
 		eq_dirty_set(fs, n);
 out:
 	eq_node_unref(&fs->nodes, r.parent);

@@ -17,6 +17,7 @@ EQ_BENCHES = \
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
 SCRIPT_TESTS = \
 	tests/check_includes.sh \
+	tests/mount_lossy.py \
 	tests/ref_decode.py \
 	tests/cli_damage.sh \
 	tests/cli_diff.sh \
