@@ -35,9 +35,13 @@ void eq_quant_format_init(struct eq_quant_format *f, enum eq_qformat format)
 	for (unsigned j = 0; j < EQ_QUANT_SLOTS; j++) {
 		/* beyond the top: fp8 never gets there, int8 goes on by ones */
 		f->value[j] = j <= f->top ? value[j] : f->value[j - 1] + 1;
-		f->step[j] = (int32_t)(f->value[j] / f->unit);
-		if (j)
-			f->mid[j] = (f->value[j - 1] + f->value[j]) / 2;
+		f->step[j] = (int64_t)(f->value[j] / f->unit);
+		f->gap[j] = f->pair[j] = 0;
+		if (!j)
+			continue;
+		f->gap[j] = f->step[j] - f->step[j - 1];
+		f->pair[j] = f->step[j] + f->step[j - 1];
+		f->mid[j] = (f->value[j - 1] + f->value[j]) / 2;
 	}
 }
 

@@ -135,7 +135,9 @@ struct eq_quant_format {
 	/* mid[j] lies between levels j - 1 and j, j >= 1 */
 	float mid[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
 	float value[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
-	int32_t step[EQ_QUANT_SLOTS]; /* value in units of `unit` */
+	int64_t step[EQ_QUANT_SLOTS];   /* value in units of `unit` */
+	int64_t gap[EQ_QUANT_SLOTS];    /* step[j] - step[j - 1], and their sum */
+	int64_t pair[EQ_QUANT_SLOTS];
 	float unit;             /* 2^-9 or 1; rate(q) = |q| / unit * 2^-7 */
 };
 void eq_quant_format_init(struct eq_quant_format *f, enum eq_qformat format);

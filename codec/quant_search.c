@@ -49,8 +49,9 @@
 #define WINDOW 24
 #define BINS (WINDOW * OCTAVE)
 #define COARSE 64               /* first step of the scales, half an octave */
-#define INTERVALS (BINS / 2 + OCTAVE)   /* of two scales or more, disjoint */
-#define FINALISTS 6             /* measured on the row, when that is needed */
+#define POINTS (BINS + 2 * OCTAVE)      /* scales in the range, at most */
+#define EXTEND 32               /* bins summed at a time, part of an octave */
+#define FINALISTS 4             /* measured on the row, when that is needed */
 
 #define SCALE_MIN 0x0080        /* 2^-126 */
 #define SCALE_MAX 0x7e80        /* 2^126 */
@@ -67,8 +68,8 @@ struct point {                  /* a scale that has been evaluated */
 	int64_t outliers;
 };
 
-struct interval {
-	struct point hi, lo;
+struct interval {               /* of points */
+	uint16_t hi, lo;
 };
 
 struct candidate {
@@ -99,24 +100,23 @@ struct search {
 
 	struct eq_quant_edges edges;
 	uint32_t count[BINS + 1];       /* [0]: below the base; [1 + index] */
-	int64_t sum[BINS + 1];          /* unless exact */
+	uint64_t rest[BINS + 1];        /* of the bits below, unless exact */
 	struct tail tail[BINS + 1];     /* by index, from `low` upwards */
-	struct interval list[2][INTERVALS];
+	unsigned n_points;
+	struct point point[POINTS];
+	struct interval list[2][POINTS / 2];    /* of two scales or more, disjoint */
 };
 
 /* ---- the row's statistics ------------------------------------------------ */
 
-/* Value of a magnitude (float32 bits), in units of the base's octave: so that
- * its patterns are 128 to 255. */
-static int64_t fixed_of(uint32_t u, uint32_t base)
+/* Value of a pattern, in units that make those of the base's octave 128 to 255. */
+static int64_t fixed_of(uint32_t p, uint32_t base)
 {
-	int32_t e = (int32_t)(u >> 23), shift;
-	int64_t m = u & 0x7fffff;
+	uint32_t octave = p / OCTAVE, unit = base ? base / OCTAVE : 1;
 
-	if (e)
-		m |= 0x800000;
-	shift = 16 - ((e ? e : 1) - (int32_t)(base ? base / OCTAVE : 1));
-	return shift < 0 ? m << -shift : shift < 63 ? m >> shift : 0;
+	if (!octave)
+		return p;
+	return (int64_t)(OCTAVE + p % OCTAVE) << (octave - unit);
 }
 
 static uint32_t bin_of(const struct search *c, uint32_t pattern)
@@ -142,7 +142,7 @@ static void row_count(struct search *c)
 			u = ((const uint32_t *)c->w)[i] & 0x7fffffff;
 		bin = bin_of(c, u >> 16);
 		c->count[bin]++;
-		c->sum[bin] += fixed_of(u, c->base);
+		c->rest[bin] += u & 0xffff;
 	}
 }
 
@@ -168,34 +168,41 @@ static bool row_begin(struct search *c)
 		return false;
 	memset(c->count, 0, (c->low + 1) * sizeof(*c->count));
 	if (!c->exact)
-		memset(c->sum, 0, (c->low + 1) * sizeof(*c->sum));
+		memset(c->rest, 0, (c->low + 1) * sizeof(*c->rest));
 	row_count(c);
 	return true;
 }
 
-/* Make the tails ready down to the octave of index i. */
+/* Make the tails ready down to index i, and somewhat further. */
 static void row_extend(struct search *c, uint32_t i)
 {
-	uint32_t to = i / OCTAVE * OCTAVE;
-	struct tail t = c->tail[c->low];
+	uint32_t to = i / EXTEND * EXTEND, at = c->low;
+	struct tail t = c->tail[at];
 
-	while (c->low > to) {
-		uint32_t octave = (c->low - 1) / OCTAVE;
-		int64_t first = fixed_of((c->base + octave * OCTAVE) << 16, c->base);
-		unsigned shift = octave && !c->base ? octave - 1 : octave;
+	while (at > to) {
+		uint32_t end = (at - 1) / EXTEND * EXTEND, p = c->base + at - 1;
+		/* values within an octave are evenly spaced */
+		int64_t value = fixed_of(p, c->base);
+		int64_t space = fixed_of(p | 1, c->base) - fixed_of(p & ~1u, c->base);
 
-		for (i = c->low; i-- > octave * OCTAVE;) {
-			int64_t m = c->count[i + 1];
+		if (c->exact)
+			for (; at > end; value -= space) {
+				int64_t m = c->count[at--];
 
-			t.count += m;
-			if (c->exact)
-				t.sum += m * (first + ((int64_t)(i % OCTAVE) << shift));
-			else
-				t.sum += c->sum[i + 1];
-			c->tail[i] = t;
-		}
-		c->low = octave * OCTAVE;
+				t.count += m;
+				t.sum += m * value;
+				c->tail[at] = t;
+			}
+		else
+			for (; at > end; value -= space) {
+				int64_t m = c->count[at], rest = (int64_t)(c->rest[at--] >> 8);
+
+				t.count += m;
+				t.sum += m * value + (rest * space >> 8);
+				c->tail[at] = t;
+			}
 	}
+	c->low = at;
 }
 
 /* ---- the cost of a scale ------------------------------------------------- */
@@ -241,12 +248,11 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 	for (uint32_t j = 1; j <= levels; j++) {
 		const struct tail *e = &c->tail[c->edges.edge[j]];
 		const struct tail *m = &c->tail[c->edges.centre[j]];
-		int64_t step = c->f.step[j], gap = step - c->f.step[j - 1];
 
 		ds += 2 * (m->sum - e->sum);
-		v += step * m->count;
-		dn += (2 * step - gap) * e->count;
-		r += gap * e->count;
+		v += c->f.step[j] * m->count;
+		dn += c->f.pair[j] * e->count;
+		r += c->f.gap[j] * e->count;
 	}
 	p->dist = (double)ds * c->unit +
 		  (double)(dn - 2 * v) * ((double)scale * (double)c->f.unit);
@@ -255,15 +261,18 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 	return true;
 }
 
-/* Enter a scale in the list of the best. */
+/* Enter a scale in the list of the best; among equals the greater is better. */
 static void keep(struct search *c, const struct point *p)
 {
 	double cost = p->dist + p->rate;
 	unsigned i = c->n_best - 1;
 
-	if (cost > c->best[i].cost || (cost == c->best[i].cost && p->bits < c->best[i].bits))
+	if (cost > c->best[i].cost || cost >= 0)
 		return;
-	if (cost == 0)  /* as good as all zero: leave it at that */
+	for (unsigned j = 0; j <= i; j++)
+		if (c->best[j].bits == p->bits)
+			return;
+	if (cost == c->best[i].cost && p->bits < c->best[i].bits)
 		return;
 	for (; i; i--) {
 		const struct candidate *b = &c->best[i - 1];
@@ -276,17 +285,16 @@ static void keep(struct search *c, const struct point *p)
 }
 
 /* May the scales between be good enough for the list? */
-static bool worth(const struct search *c, const struct interval *i)
+static bool worth(const struct search *c, const struct point *hi, const struct point *lo)
 {
-	double least = i->hi.dist < i->lo.dist ? i->hi.dist : i->lo.dist;
-	double width = (double)i->hi.scale - (double)i->lo.scale;
-	double dip = width * (i->lo.crossed - i->hi.crossed) / 2;
+	double least = hi->dist < lo->dist ? hi->dist : lo->dist;
+	double width = (double)hi->scale - (double)lo->scale;
+	double dip = width * (lo->crossed - hi->crossed) / 2;
 
 	/* an outlier may be half a step off once it is one no more (int8) */
-	dip += (double)(i->lo.outliers - i->hi.outliers) * (double)i->hi.scale / 2;
+	dip += (double)(lo->outliers - hi->outliers) * (double)hi->scale / 2;
 	/* the slack is for the rounding of doubles */
-	return least - dip + i->hi.rate - c->total * 0x1p-40 <=
-	       c->best[c->n_best - 1].cost;
+	return least - dip + hi->rate - c->total * 0x1p-40 <= c->best[c->n_best - 1].cost;
 }
 
 /* Least bfloat16 scale with which all units are certainly zero, in the range. */
@@ -301,32 +309,58 @@ static uint32_t greatest_scale(const struct search *c)
 	return bits < SCALE_MIN ? SCALE_MIN : bits;
 }
 
-/* Evaluate in steps of COARSE downwards; returns the number of intervals. */
-static size_t first_pass(struct search *c)
+/*
+ * Evaluate in steps of COARSE downwards; returns the number of intervals. The
+ * scale of the row before goes first, so that a good cost is known early; that
+ * saves time and changes nothing else.
+ */
+static size_t first_pass(struct search *c, uint16_t hint)
 {
 	uint32_t bits = greatest_scale(c), step = COARSE;
-	struct interval *list = c->list[0];
-	struct point p;
+	struct point *p = c->point;
 	size_t n = 0;
 
-	if (!evaluate(c, bits, &p))
+	if (hint >= SCALE_MIN && hint <= bits && evaluate(c, hint, p))
+		keep(c, p);
+	if (!evaluate(c, bits, p))
 		return 0;
-	keep(c, &p);
-	while (step && p.rate - c->total <= c->best[c->n_best - 1].cost) {
-		struct interval *i = &list[n];
-
-		i->hi = p;
+	keep(c, p);
+	while (step && p->rate - c->total <= c->best[c->n_best - 1].cost) {
 		/* near the lower end of the range the steps shorten */
-		if (bits < SCALE_MIN + step || !evaluate(c, bits - step, &i->lo)) {
+		if (bits < SCALE_MIN + step || !evaluate(c, bits - step, p + 1)) {
 			step /= 2;
 			continue;
 		}
 		bits -= step;
-		p = i->lo;
-		keep(c, &p);
+		keep(c, ++p);
+		c->list[0][n] = (struct interval){ (uint16_t)n, (uint16_t)(n + 1) };
 		n++;
 	}
+	c->n_points = (unsigned)n + 1;
 	return n;
+}
+
+/* Halve the intervals that are worth it; returns how many there are then. */
+static size_t next_pass(struct search *c, const struct interval *list, size_t n,
+			struct interval *out)
+{
+	size_t m = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const struct point *hi = &c->point[list[i].hi], *lo = &c->point[list[i].lo];
+		uint32_t width = hi->bits - lo->bits;
+		struct point *p = &c->point[c->n_points];
+
+		if (width < 2 || !worth(c, hi, lo))
+			continue;
+		evaluate(c, lo->bits + width / 2, p);
+		keep(c, p);
+		if (width < 4)
+			continue;
+		out[m++] = (struct interval){ list[i].hi, (uint16_t)c->n_points };
+		out[m++] = (struct interval){ (uint16_t)c->n_points++, list[i].lo };
+	}
+	return m;
 }
 
 /* The best of the list by what the units themselves say. */
@@ -349,32 +383,15 @@ static uint32_t measure_best(struct search *c)
 	return least.bits;
 }
 
-static uint16_t search_row(struct search *c)
+static uint16_t search_row(struct search *c, uint16_t hint)
 {
-	size_t n, m;
-	unsigned from = 0;
+	size_t n;
 
 	if (!row_begin(c))
 		return 0;
-	for (n = first_pass(c); n; n = m, from ^= 1) {
-		const struct interval *i = c->list[from], *end = i + n;
-		struct interval *out = c->list[from ^ 1];
-
-		for (m = 0; i < end; i++) {
-			struct point p;
-
-			uint32_t width = i->hi.bits - i->lo.bits;
-
-			if (width < 2 || !worth(c, i))
-				continue;
-			evaluate(c, i->lo.bits + width / 2, &p);
-			keep(c, &p);
-			if (width < 4)
-				continue;
-			out[m++] = (struct interval){ i->hi, p };
-			out[m++] = (struct interval){ p, i->lo };
-		}
-	}
+	n = first_pass(c, hint);
+	for (unsigned from = 0; n; from ^= 1)
+		n = next_pass(c, c->list[from], n, c->list[from ^ 1]);
 	return (uint16_t)(c->exact ? c->best[0].bits : measure_best(c));
 }
 
@@ -396,6 +413,7 @@ static void search_run(void *arg, size_t index)
 	uint64_t row = index * job->block_rows, end = row + job->block_rows;
 	size_t row_bytes = t->k * eq_quant_unit(t->dtype);
 	struct search *c = aligned_alloc(64, sizeof(*c));
+	uint16_t scale = 0;
 
 	if (!c) {
 		__atomic_store_n(&job->status, -ENOMEM, __ATOMIC_RELAXED);
@@ -412,7 +430,8 @@ static void search_run(void *arg, size_t index)
 		end = t->rows;
 	for (; row < end; row++) {
 		c->w = (const uint8_t *)t->w + row * row_bytes;
-		job->scale[row] = search_row(c);
+		scale = search_row(c, scale);
+		job->scale[row] = scale;
 	}
 	free(c);
 }
