@@ -95,16 +95,30 @@ static void node_free(struct eq_node *n)
 	free(n);
 }
 
-/* Under the table's lock. Parents go with their last child. */
-static void unref(struct eq_nodes *t, struct eq_node *n)
+/* Under the table's lock; parents go with their last child. Returns what is to
+ * be freed without the lock: closing the last descriptor of a removed file may
+ * take as long as the file is large. */
+static struct eq_node *unref(struct eq_nodes *t, struct eq_node *n)
 {
-	struct eq_node *parent;
+	struct eq_node *dead = NULL, *parent;
 
 	while (n && --n->refs == 0) {
 		parent = n->parent;
 		take_out(t, n);
-		node_free(n);
+		n->next = dead;
+		dead = n;
 		n = parent;
+	}
+	return dead;
+}
+
+static void free_all(struct eq_node *n)
+{
+	struct eq_node *next;
+
+	for (; n; n = next) {
+		next = n->next;
+		node_free(n);
 	}
 }
 
@@ -151,12 +165,14 @@ void eq_nodes_fini(struct eq_nodes *t)
 	pthread_mutex_destroy(&t->lock);
 }
 
-/* Under the table's lock. */
-static int move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, const char *name)
+/* Under the table's lock. *dead: to be freed without it. */
+static int move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, const char *name,
+		struct eq_node **dead)
 {
 	struct eq_node *old = n->parent;
 	char *copy;
 
+	*dead = NULL;
 	if (old == parent && n->name && !strcmp(n->name, name))
 		return 0;
 	copy = strdup(name);
@@ -165,21 +181,21 @@ static int move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, c
 	n->parent = copy ? parent : NULL;
 	if (n->parent)
 		parent->refs++;
-	unref(t, old);
+	*dead = unref(t, old);
 	return copy ? 0 : -ENOMEM;
 }
 
 int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent, const char *name,
 		 bool kernel, struct eq_node **out)
 {
-	struct eq_node *n;
+	struct eq_node *n, *dead = NULL;
 	int rc = 0;
 
 	*out = NULL;
 	pthread_mutex_lock(&t->lock);
 	n = lookup(t, f->st.st_dev, f->st.st_ino, f->archive);
 	if (n) {
-		close(f->fd);
+		close(f->fd); /* not the last one: n has its own */
 	} else {
 		if (t->count > t->n_buckets)
 			grow(t);
@@ -193,11 +209,12 @@ int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent,
 	n->refs += !kernel || n->lookups == 0;
 	n->lookups += kernel;
 	if (n != t->root)
-		(void)move(t, n, parent, name); /* without a place it cannot be encoded */
+		(void)move(t, n, parent, name, &dead); /* without a place: not encoded */
 	*out = n;
 out:
 	f->fd = -1;
 	pthread_mutex_unlock(&t->lock);
+	free_all(dead);
 	return rc;
 }
 
@@ -225,19 +242,23 @@ void eq_node_unref(struct eq_nodes *t, struct eq_node *n)
 	if (!n)
 		return;
 	pthread_mutex_lock(&t->lock);
-	unref(t, n);
+	n = unref(t, n);
 	pthread_mutex_unlock(&t->lock);
+	free_all(n);
 }
 
 void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n)
 {
+	struct eq_node *dead = NULL;
+
 	pthread_mutex_lock(&t->lock);
 	if (node != t->root && node->lookups) {
 		node->lookups -= n < node->lookups ? n : node->lookups;
 		if (!node->lookups)
-			unref(t, node);
+			dead = unref(t, node);
 	}
 	pthread_mutex_unlock(&t->lock);
+	free_all(dead);
 }
 
 int eq_node_place(struct eq_nodes *t, struct eq_node *n, struct eq_node **parent,
@@ -259,18 +280,20 @@ int eq_node_place(struct eq_nodes *t, struct eq_node *n, struct eq_node **parent
 
 int eq_node_move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, const char *name)
 {
+	struct eq_node *dead;
 	int rc;
 
 	pthread_mutex_lock(&t->lock);
-	rc = move(t, n, parent, name);
+	rc = move(t, n, parent, name, &dead);
 	pthread_mutex_unlock(&t->lock);
+	free_all(dead);
 	return rc;
 }
 
 void eq_node_remove(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent,
 		    const char *name)
 {
-	struct eq_node *old;
+	struct eq_node *old, *dead = NULL;
 
 	pthread_mutex_lock(&t->lock);
 	old = n->parent;
@@ -278,9 +301,10 @@ void eq_node_remove(struct eq_nodes *t, struct eq_node *n, struct eq_node *paren
 		free(n->name);
 		n->name = NULL;
 		n->parent = NULL;
-		unref(t, old);
+		dead = unref(t, old);
 	}
 	pthread_mutex_unlock(&t->lock);
+	free_all(dead);
 }
 
 bool eq_node_partial(struct eq_nodes *t, struct eq_node *n)

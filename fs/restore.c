@@ -124,7 +124,7 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 {
 	struct restore r = { .fs = fs, .n = n, .empty = empty, .fd = -1 };
 	char path[PATH_MAX];
-	int rc;
+	int hold, rc;
 
 	eq_node_path(&fs->nodes, n, path, sizeof(path));
 	rc = eq_node_place(&fs->nodes, n, &r.parent, r.name);
@@ -137,7 +137,9 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 		rc = eq_tmp_create(r.parent->fd, r.tmp, &r.fd);
 	if (rc)
 		goto out;
-	rc = fill(&r);
+	/* So that the archive's room is not given back under the lock. */
+	hold = fcntl(n->fd, F_DUPFD_CLOEXEC, 0);
+	rc = hold < 0 ? -errno : fill(&r);
 	if (!rc) {
 		pthread_rwlock_wrlock(&fs->names);
 		rc = swap(&r);

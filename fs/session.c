@@ -257,6 +257,7 @@ int eq_mount_run(const struct eq_mount *m)
 	sigaddset(&s.set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &s.set, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* such a write fails, no more */
 	fs->se = fuse_session_new(m->args, &eq_ops, sizeof(eq_ops), fs);
 	if (!fs->se)
 		return -EINVAL; /* libfuse has said why */

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 dist_man_MANS = \
 	man/eqar.1 \
-	man/eqar.5
+	man/eqar.5 \
+	man/eqfs.1

@@ -23,19 +23,23 @@ def test_kill():
     rng = random.Random(5)
     source = scratch("kill.source")
     want = {}
-    states = set()
-    save_file(model(1, rows=1024, cols=512, layers=6), source)
+    states, whole = set(), 0
+    save_file(model(1, rows=512, cols=512, layers=6), source)
     store = scratch("kill")
-    for i in range(24):
-        name = f"m{i % 4}"
+    for i in range(16):
+        name = f"m{i % 3}"
         m = Mount(store, settle="0")
         check(m, want)
+        moment = rng.uniform(0, 1.3)
         shutil.copyfile(source, m.path("incoming"))
         os.rename(m.path("incoming"), m.path(name))
         want[name] = sha(source)
-        # From at once to a while after the swap.
-        end = time.monotonic() + rng.uniform(0, 0.3)
-        while time.monotonic() < end and m.state(name) != "archived":
+        # From at once to a while after the swap, which comes after `whole`.
+        start = time.monotonic()
+        if i == 0:
+            m.settle(name)
+            whole = time.monotonic() - start
+        while time.monotonic() < start + whole * moment and m.state(name) != "archived":
             time.sleep(0.001)
         states.add(m.state(name))
         m.kill()
@@ -175,11 +179,11 @@ def test_damaged_index():
 def test_changed_during_encode():
     """Whatever is done to a file that is being encoded, the last state counts."""
     rng = random.Random(7)
-    save_file(model(7, rows=1024, cols=1024, layers=4), scratch("change.source"))
+    save_file(model(7, rows=1024, cols=1024, layers=3), scratch("change.source"))
     data = read(scratch("change.source"))
     with Mount(scratch("change"), settle="0") as m:
         p = m.path
-        for i in range(20):
+        for i in range(15):
             shutil.copyfile(scratch("change.source"), p("m"))
             poll("being encoded", lambda: m.state("m") in ("encoding", "archived"))
             end = time.monotonic() + rng.uniform(0, 0.15)

@@ -70,6 +70,7 @@ def test_readers():
                     assert mm[off:off + step] == want[off:off + step]
         a = np.memmap(path, dtype=np.uint8, mode="c")
         assert a.tobytes() == want
+        del a
         # Directly: whole blocks of an aligned buffer, and a mapping beside it.
         fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
         with mmap.mmap(-1, 1 << 22) as buf:
@@ -91,7 +92,8 @@ def test_readers():
                 if os.pread(fd, n, off) != want[off:off + n]:
                     bad.append((off, n))
             os.close(fd)
-        os.posix_fadvise(os.open(path, os.O_RDONLY), 0, 0, os.POSIX_FADV_DONTNEED)
+        with open(path, "rb") as f:
+            os.posix_fadvise(f.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         threads = [threading.Thread(target=reader, args=(s,)) for s in range(6)]
         for t in threads:
             t.start()
