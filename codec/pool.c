@@ -64,7 +64,7 @@ static struct loop *loop_find(struct eq_pool *pool)
 static void *worker_main(void *arg)
 {
 	struct eq_pool *pool = arg;
-	struct loop *l;
+	struct loop *l = NULL;
 
 	pthread_mutex_lock(&pool->lock);
 	for (;;) {
