@@ -12,6 +12,8 @@
  * with "-" it reads files from standard input, each behind its length (u32,
  * little-endian), and prints the verdict on each (tests/check_headers.py).
  */
+#include <config.h>
+
 #include <dirent.h>
 #include <stdint.h>
 #include <stdio.h>

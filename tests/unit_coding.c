@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Chunks: encode, then decode with the back end, for every kind of part. */
+#include <config.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>

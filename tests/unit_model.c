@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Frequency tables: optimality, serialisation, and the parser on any bytes. */
+#include <config.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Policies: options, ini files, text, and which tensors they quantise. */
+#include <config.h>
+
 #include <errno.h>
 #include <locale.h>
 #include <setjmp.h>

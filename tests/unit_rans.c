@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The entropy coder against a plain transcription of eqar.5, and round trips. */
+#include <config.h>
+
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>
