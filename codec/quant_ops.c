@@ -11,6 +11,7 @@
 
 #define EQ_QUANT_OPS eq_quant_ops_c
 #define EQ_QUANT_ISA "c"
+#define EQ_QUANT_V 4
 #include "quant_vec.h"
 
 static const struct eq_quant_ops *best = &eq_quant_ops_c;

@@ -1,41 +1,62 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The quantiser's inner loops in the vector extension of gcc and clang: 16 lanes
- * of 32 bits, which the compiler maps to what the object's flags allow. Include
- * with EQ_QUANT_OPS (the name of the table) and EQ_QUANT_ISA defined.
+ * The quantiser's inner loops in the vector extension of gcc and clang. Include
+ * with EQ_QUANT_OPS (the name of the table), EQ_QUANT_ISA and EQ_QUANT_V (lanes
+ * of 32 bits in a register: 4, 8 or 16) defined.
  */
 #include <string.h>
 
 #include "quant_ops.h"
 
-typedef float vf __attribute__((vector_size(64), may_alias));
-typedef float vf8 __attribute__((vector_size(32), may_alias));
-typedef uint32_t vu __attribute__((vector_size(64), may_alias));
-typedef uint16_t vh __attribute__((vector_size(32), may_alias));
-typedef uint8_t vb __attribute__((vector_size(16), may_alias));
-typedef double vd __attribute__((vector_size(64), may_alias));
-typedef int64_t vq __attribute__((vector_size(64), may_alias));
+#define V EQ_QUANT_V
+#define GROUP 16                /* units that the lanes of sums go through once */
+#define PARTS (GROUP / V)       /* vectors in a group */
+#define HALF (V / 2)            /* doubles in a register */
 
+#define VECTOR(type, n) \
+	__attribute__((vector_size((n) * sizeof(type)), may_alias, aligned(4)))
+typedef float vf VECTOR(float, V);
+typedef uint32_t vu VECTOR(uint32_t, V);
+typedef int32_t vi VECTOR(int32_t, V);
+typedef uint16_t vh __attribute__((vector_size(V * 2), may_alias, aligned(1)));
+typedef uint8_t vb __attribute__((vector_size(V), may_alias, aligned(1)));
+typedef double vd VECTOR(double, HALF);
+typedef int64_t vq VECTOR(int64_t, HALF);
+typedef float vf2 VECTOR(float, HALF);
+
+#define INLINE static inline __attribute__((always_inline))
 /* m ? a : b, for the masks that comparisons give. Macros, since passing vectors
  * to functions is not the same for all flags. */
 #define SEL(m, a, b) (((vu)(m) & (a)) | (~(vu)(m) & (b)))
 #define SPLAT(x) ((vu){ 0 } + (uint32_t)(x))
 #define ABS(x) ((vf)((vu)(x) & 0x7fffffff))
-#define LOW(x) __builtin_convertvector(__builtin_shufflevector(x, x, 0, 1, 2, 3, \
-							       4, 5, 6, 7), vd)
-#define HIGH(x) __builtin_convertvector(__builtin_shufflevector(x, x, 8, 9, 10, 11, \
-								12, 13, 14, 15), vd)
 #define DABS(x) ((vd)((vq)(x) & INT64_MAX))
+#define DOUBLES(p) __builtin_convertvector(*(const vf2 *)(p), vd)
 
-/* Add 16 floats to 16 lanes of doubles. */
-static inline void lanes_add(struct eq_quant_lanes *l, const vf *x)
+/* The 16 lanes of a sum in registers. */
+struct acc {
+	vd v[2 * PARTS];
+};
+
+INLINE void acc_load(struct acc *a, const struct eq_quant_lanes *l)
 {
-	*(vd *)&l->v[0] += LOW(*x);
-	*(vd *)&l->v[8] += HIGH(*x);
+	memcpy(a, l, sizeof(*a));
 }
 
-/* 16 units as float32, exactly. */
-static inline __attribute__((always_inline)) void load16(vf *x, const void *w, int dtype)
+INLINE void acc_store(const struct acc *a, struct eq_quant_lanes *l)
+{
+	memcpy(l, a, sizeof(*a));
+}
+
+/* Add V floats, part p of a group. */
+INLINE void acc_add(struct acc *a, int p, const vf *x)
+{
+	a->v[2 * p] += DOUBLES(x);
+	a->v[2 * p + 1] += DOUBLES((const float *)x + HALF);
+}
+
+/* V units as float32, exactly. */
+INLINE void load(vf *x, const void *w, int dtype)
 {
 	vh h;
 	vu u;
@@ -58,8 +79,7 @@ static inline __attribute__((always_inline)) void load16(vf *x, const void *w, i
 }
 
 /* The level of t >= 0, as eq_level_fp8 and eq_level_int8. */
-static inline __attribute__((always_inline)) void level16(vu *q, const vf *t,
-							  enum eq_qformat format)
+INLINE void level(vu *q, const vf *t, enum eq_qformat format)
 {
 	vu u = (vu)*t;
 
@@ -67,51 +87,74 @@ static inline __attribute__((always_inline)) void level16(vu *q, const vf *t,
 		vu sub = (vu)(*t + 16384.0f) - 0x46800000;
 		vu nor = ((u + 0x7ffff + (u >> 20 & 1)) >> 20) - 960;
 
-		*q = SEL(u < 0x3c800000, sub, nor);
+		*q = SEL(*t < 0x1p-6f, sub, nor);
 	} else {
-		vu cap = SEL(u < 0x43480000, u, SPLAT(0x43480000)); /* 200 */
+		vu cap = SEL(*t < 200.0f, u, SPLAT(0x43480000));
 
 		*q = (vu)((vf)cap + 8388608.0f) - 0x4b000000;
 	}
 }
 
 /* Value of level q, which is within the format. */
-static inline __attribute__((always_inline)) void value16(vf *v, const vu *q,
-							  enum eq_qformat format)
+INLINE void value(vf *v, const vu *q, enum eq_qformat format)
 {
 	vf count = (vf)(*q | 0x4b000000) - 8388608.0f;
 
 	if (format == EQ_Q_FP8)
-		*v = (vf)SEL(*q < 8, (vu)(count * 0x1p-9f), (*q + 960) << 20);
+		*v = (vf)SEL(count < 8.0f, (vu)(count * 0x1p-9f), (*q + 960) << 20);
 	else
 		*v = count;
 }
 
-static inline __attribute__((always_inline)) void scan_any(const uint8_t *w, int dtype,
-							   size_t n, uint32_t *top,
-							   struct eq_quant_lanes *sum)
+/* Quantise V magnitudes: their levels, those beyond the format (to a mask), and
+ * the levels' values. */
+INLINE void quantise(const vf *x, enum eq_qformat format, float inv, vu *q, vu *beyond,
+		     vf *v)
 {
-	size_t unit = eq_quant_unit(dtype), i;
-	vu most = SPLAT(*top);
-	vf x;
+	uint32_t most = format == EQ_Q_FP8 ? 126 : 127;
+	vf t = *x * inv;
 
-	for (i = 0; i + 16 <= n; i += 16) {
-		load16(&x, w + i * unit, dtype);
-		x = ABS(x);
-		most = SEL((vu)x > most, (vu)x, most);
-		lanes_add(sum, &x);
-	}
-	if (i < n) {
-		uint8_t rest[64] = { 0 };
+	level(q, &t, format);
+	/* levels are far below 2^31: signed comparisons are cheaper */
+	*beyond = (vu)((vi)*q > (int32_t)most);
+	*q = SEL(*beyond, SPLAT(most), *q);
+	value(v, q, format);
+}
 
-		memcpy(rest, w + i * unit, (n - i) * unit);
-		load16(&x, rest, dtype);
-		x = ABS(x);
-		most = SEL((vu)x > most, (vu)x, most);
-		lanes_add(sum, &x);
+/* The last n < GROUP units of a row, and zeros. */
+INLINE const void *rest_of(uint8_t rest[4 * GROUP], const uint8_t *w, int dtype, size_t n)
+{
+	memset(rest, 0, 4 * GROUP);
+	return memcpy(rest, w, n * eq_quant_unit(dtype));
+}
+
+INLINE void scan_any(const uint8_t *w, int dtype, size_t n, uint32_t *top,
+		     struct eq_quant_lanes *sum)
+{
+	size_t unit = eq_quant_unit(dtype);
+	uint8_t rest[4 * GROUP];
+	vi most = { 0 };
+	struct acc a;
+
+	acc_load(&a, sum);
+	for (size_t i = 0; i < n; i += GROUP, w += GROUP * unit) {
+		if (n - i < GROUP)
+			w = rest_of(rest, w, dtype, n - i);
+#pragma GCC unroll 4
+		for (int p = 0; p < PARTS; p++) {
+			vf x;
+			vi more;
+
+			load(&x, w + (size_t)p * V * unit, dtype);
+			x = ABS(x);
+			more = (vi)x > most;
+			most = (vi)SEL(more, (vu)x, (vu)most);
+			acc_add(&a, p, &x);
+		}
 	}
-	for (i = 0; i < 16; i++)
-		*top = most[i] > *top ? most[i] : *top;
+	acc_store(&a, sum);
+	for (int i = 0; i < V; i++)
+		*top = (uint32_t)most[i] > *top ? (uint32_t)most[i] : *top;
 }
 
 static void scan(const void *w, int dtype, size_t n, uint32_t *top,
@@ -125,74 +168,86 @@ static void scan(const void *w, int dtype, size_t n, uint32_t *top,
 		scan_any(w, EQ_F32, n, top, sum);
 }
 
-/* y = x rounded to the dtype, and its bits if there are 16. */
-static inline __attribute__((always_inline)) void round16(vf *y, vh *out, const vf *x,
-							  int dtype)
+/* Vectors of 32 bits to 16 and 8. One instruction with AVX-512; else a whole
+ * strip at a time lets the compiler pack registers in pairs. */
+#if V == 16
+#define NARROW(out, i, u, type) \
+	(*(type *)&(out)[i] = __builtin_convertvector(u, type))
+#define NARROW_STRIP(out, type) ((void)0)
+#else
+#define NARROW(out, i, u, type) (*(vu *)&wide_##out[i] = (u))
+#define NARROW_STRIP(out, type)                                    \
+	do {                                                       \
+		for (int n_ = 0; n_ < EQ_STRIP; n_++)              \
+			out[n_] = (type)wide_##out[n_];            \
+	} while (0)
+#endif
+
+/* x rounded to the dtype; the bits, if there are 16, to *bits. */
+INLINE void round_to(vf *x, vu *bits, int dtype)
 {
 	vu u = (vu)*x;
 
 	if (dtype == EQ_BF16) {
 		u = (u + 0x7fff + (u >> 16 & 1)) >> 16;
-		*out = __builtin_convertvector(u, vh);
-		*y = (vf)(u << 16);
-	} else if (dtype == EQ_F16) {   /* see eq_half_narrow */
-		vu a = u & 0x7fffffff, sign = u >> 16 & 0x8000;
+		*bits = u;
+		*x = (vf)(u << 16);
+	} else if (dtype == EQ_F16) {   /* see eq_half_narrow, eq_half_widen */
+		vu a = u & 0x7fffffff, m, f;
 		vu sub = (vu)((vf)a + 0.5f) - 0x3f000000;
 		vu nor = (a + 0xfff + (a >> 13 & 1) - (112u << 23)) >> 13;
 
-		nor = SEL(a >= 0x477ff000, SPLAT(0x7c00), nor);
-		*out = __builtin_convertvector(sign | SEL(a < 0x38800000, sub, nor), vh);
-		load16(y, out, EQ_F16);
-	} else {
-		*y = *x;
+		a = SEL((vi)a < 0x38800000, sub, SEL((vi)a < 0x477ff000, nor, SPLAT(0x7c00)));
+		*bits = (u >> 16 & 0x8000) | a;
+		m = a << 13;
+		f = SEL(a == 0x7c00, m | 0x7f800000, (vu)((vf)m * 0x1p112f));
+		*x = (vf)(f | (u & 0x80000000));
 	}
 }
 
-static inline __attribute__((always_inline)) void code_any(struct eq_quant_strip *s,
-							   const uint8_t *w, int dtype,
-							   enum eq_qformat format,
-							   size_t n, float inv,
-							   float scale)
+INLINE void code_any(struct eq_quant_strip *s, const uint8_t *w, int dtype,
+		     enum eq_qformat format, size_t n, float inv, float scale)
 {
 	size_t unit = eq_quant_unit(dtype);
-	uint32_t most = format == EQ_Q_FP8 ? 126 : 127;
+	uint8_t rest[4 * GROUP], *sym = s->sym;
+	uint16_t *out = s->out;
+#if V != 16
+	uint32_t wide_sym[EQ_STRIP] __attribute__((aligned(64)));
+	uint32_t wide_out[EQ_STRIP] __attribute__((aligned(64)));
+#endif
 	vu bad = { 0 };
 
-	for (size_t i = 0; i < EQ_STRIP; i += 16) {
-		vu sign, q, beyond, sym;
-		vf x, t, v;
-		vb b;
+	for (size_t i = 0; i < EQ_STRIP; i += GROUP, w += GROUP * unit) {
+		if (i + GROUP > n)
+			w = rest_of(rest, w, dtype, i < n ? n - i : 0);
+#pragma GCC unroll 4
+		for (size_t p = 0; p < GROUP; p += V) {
+			vu sign, q, beyond, bits;
+			vf x, v;
 
-		if (i + 16 <= n) {
-			load16(&x, w + i * unit, dtype);
-		} else {
-			uint8_t rest[64] = { 0 };
-
-			if (i < n)
-				memcpy(rest, w + i * unit, (n - i) * unit);
-			load16(&x, rest, dtype);
+			load(&x, w + p * unit, dtype);
+			*(vf *)&s->x[i + p] = x;
+			sign = (vu)x & 0x80000000;
+			x = ABS(x);
+			quantise(&x, format, inv, &q, &beyond, &v);
+			sign &= (vu)(q != 0);
+			if (format == EQ_Q_FP8)
+				NARROW(sym, i + p, q | sign >> 24, vb);
+			else    /* -q where the sign is set */
+				NARROW(sym, i + p, ((q ^ -(sign >> 31)) + (sign >> 31)) & 255, vb);
+			v = (vf)((vu)(v * scale) | sign);
+			round_to(&v, &bits, dtype);
+			if (dtype != EQ_F32)
+				NARROW(out, i + p, bits, vh);
+			*(vf *)&s->y[i + p] = v;
+			bad |= beyond | (vu)(((vu)v & 0x7f800000) == 0x7f800000);
 		}
-		*(vf *)&s->x[i] = x;
-		t = ABS(x) * inv;
-		level16(&q, &t, format);
-		beyond = (vu)(q > most);
-		bad |= beyond;
-		q = SEL(beyond, SPLAT(most), q);
-		value16(&v, &q, format);
-		sign = (vu)x & 0x80000000 & (vu)(q != 0);
-		if (format == EQ_Q_FP8)
-			sym = q | sign >> 24;
-		else
-			sym = SEL(sign != 0, -q, q);
-		b = __builtin_convertvector(sym, vb);
-		memcpy(&s->sym[i], &b, sizeof(b));
-		v = (vf)((vu)(v * scale) | sign);
-		round16(&v, (vh *)&s->out[i], &v, dtype);
-		*(vf *)&s->y[i] = v;
-		bad |= (vu)(((vu)v & 0x7f800000) == 0x7f800000);
 	}
+	NARROW_STRIP(sym, uint8_t);
+	if (dtype != EQ_F32)
+		NARROW_STRIP(out, uint16_t);
 	s->bad = 0;
-	for (int i = 0; i < 16; i++)
+	for (int i = 0; i < V; i++)
 		s->bad |= bad[i] != 0;
 }
 
@@ -218,82 +273,95 @@ static void code(struct eq_quant_strip *s, const void *w, int dtype,
 
 static void sums(const struct eq_quant_strip *s, struct eq_quant_sums *sum)
 {
-	for (int half = 0; half < 2; half++) {
-		vd a = { 0 }, ea = { 0 }, q = { 0 }, eq = { 0 };
+	for (int lane = 0; lane < GROUP; lane += HALF) {
+		vd a = *(vd *)&sum->abs.v[lane], ea = *(vd *)&sum->err_abs.v[lane];
+		vd q = *(vd *)&sum->sq.v[lane], eq = *(vd *)&sum->err_sq.v[lane];
 
-		a = *(vd *)&sum->abs.v[8 * half];
-		ea = *(vd *)&sum->err_abs.v[8 * half];
-		q = *(vd *)&sum->sq.v[8 * half];
-		eq = *(vd *)&sum->err_sq.v[8 * half];
-		for (int i = 8 * half; i < EQ_STRIP; i += 16) {
-			vd x = __builtin_convertvector(*(const vf8 *)&s->x[i], vd);
-			vd e = x - __builtin_convertvector(*(const vf8 *)&s->y[i], vd);
+		for (int i = lane; i < EQ_STRIP; i += GROUP) {
+			vd x = DOUBLES(&s->x[i]), e = x - DOUBLES(&s->y[i]);
 
 			a += DABS(x);
 			ea += DABS(e);
 			q += x * x;
 			eq += e * e;
 		}
-		*(vd *)&sum->abs.v[8 * half] = a;
-		*(vd *)&sum->err_abs.v[8 * half] = ea;
-		*(vd *)&sum->sq.v[8 * half] = q;
-		*(vd *)&sum->err_sq.v[8 * half] = eq;
+		*(vd *)&sum->abs.v[lane] = a;
+		*(vd *)&sum->err_abs.v[lane] = ea;
+		*(vd *)&sum->sq.v[lane] = q;
+		*(vd *)&sum->err_sq.v[lane] = eq;
 	}
+}
+
+INLINE void measure_any(const uint8_t *w, int dtype, enum eq_qformat format, size_t n,
+			float inv, float scale, struct eq_quant_lanes *dist,
+			struct eq_quant_lanes *rate)
+{
+	size_t unit = eq_quant_unit(dtype);
+	uint8_t rest[4 * GROUP];
+	struct acc d, r;
+
+	acc_load(&d, dist);
+	acc_load(&r, rate);
+	for (size_t i = 0; i < n; i += GROUP, w += GROUP * unit) {
+		if (n - i < GROUP)
+			w = rest_of(rest, w, dtype, n - i);
+#pragma GCC unroll 4
+		for (int p = 0; p < PARTS; p++) {
+			vu q, beyond;
+			vf x, v;
+			vd e;
+
+			load(&x, w + (size_t)p * V * unit, dtype);
+			x = ABS(x);
+			quantise(&x, format, inv, &q, &beyond, &v);
+			acc_add(&r, p, &v);
+			x = (vf)((vu)x & ~beyond);
+			v = (vf)((vu)v & ~beyond);
+			e = DOUBLES(&x) - DOUBLES(&v) * (double)scale;
+			d.v[2 * p] += DABS(e);
+			e = DOUBLES((float *)&x + HALF) -
+			    DOUBLES((float *)&v + HALF) * (double)scale;
+			d.v[2 * p + 1] += DABS(e);
+		}
+	}
+	acc_store(&d, dist);
+	acc_store(&r, rate);
 }
 
 static void measure(const void *w, int dtype, enum eq_qformat format, size_t n,
 		    float inv, float scale, struct eq_quant_lanes *dist,
 		    struct eq_quant_lanes *rate)
 {
-	size_t unit = eq_quant_unit(dtype);
-	uint32_t most = format == EQ_Q_FP8 ? 126 : 127;
-
-	for (size_t i = 0; i < n; i += 16) {
-		uint8_t rest[64] = { 0 };
-		const uint8_t *p = (const uint8_t *)w + i * unit;
-		vu q, beyond;
-		vf x, t, v;
-		vd d;
-
-		if (i + 16 > n)
-			p = memcpy(rest, p, (n - i) * unit);
-		load16(&x, p, dtype);
-		x = ABS(x);
-		t = x * inv;
-		level16(&q, &t, format);
-		beyond = (vu)(q > most);
-		q = SEL(beyond, SPLAT(most), q);
-		value16(&v, &q, format);
-		lanes_add(rate, &v);
-		x = (vf)((vu)x & ~beyond);
-		v = (vf)((vu)v & ~beyond);
-		d = LOW(x) - LOW(v) * (double)scale;
-		*(vd *)&dist->v[0] += DABS(d);
-		d = HIGH(x) - HIGH(v) * (double)scale;
-		*(vd *)&dist->v[8] += DABS(d);
-	}
+	if (dtype == EQ_F16 && format == EQ_Q_FP8)
+		measure_any(w, EQ_F16, EQ_Q_FP8, n, inv, scale, dist, rate);
+	else if (dtype == EQ_F32 && format == EQ_Q_FP8)
+		measure_any(w, EQ_F32, EQ_Q_FP8, n, inv, scale, dist, rate);
+	else
+		measure_any(w, dtype, format, n, inv, scale, dist, rate);
 }
 
 static void edges(const struct eq_quant_format *f, unsigned n, bool exact, float inv,
 		  float scale, uint32_t base, uint32_t top, struct eq_quant_edges *e)
 {
-	const vu lane = { 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15 };
 	uint32_t up = exact ? 0xffff : 0x8000;
-	vu last = SPLAT(top + 1);
+	/* the levels' parity is that of their lane */
+	vu even = { 0 };
 
-	for (unsigned j = 0; j <= n; j += 16) {
+	for (int i = 0; i < V; i += 2)
+		even[i] = ~0u;
+	for (unsigned j = 0; j <= n; j += V) {
 		vf m = *(const vf *)&f->mid[j], b = m * scale, t = b * inv;
 		vu u = (vu)b, p = (u + up) >> 16, below;
 
 		/* a unit right on a boundary is below it when its product with
 		 * inv is, or is the tie and the level above is odd */
-		below = (vu)(t < m) | ((vu)(t == m) & (vu)((lane & 1) == 1));
+		below = (vu)(t < m) | ((vu)(t == m) & ~even);
 		if (exact)
 			p += (vu)((u & 0xffff) == 0) & below & 1;
-		*(vu *)&e->edge[j] = SEL(p < last, p, last) - base;
+		*(vu *)&e->edge[j] = SEL((vi)p <= (vi)SPLAT(top), p, SPLAT(top + 1)) - base;
 		u = (vu)(*(const vf *)&f->value[j] * scale);
 		p = (u + up) >> 16;
-		*(vu *)&e->centre[j] = SEL(p < last, p, last) - base;
+		*(vu *)&e->centre[j] = SEL((vi)p <= (vi)SPLAT(top), p, SPLAT(top + 1)) - base;
 	}
 }
 
