@@ -13,6 +13,7 @@ UNIT_TESTS = \
 	tests/unit_safetensors
 # Programs of `make bench`, each from the .c of its name.
 EQ_BENCHES = \
+	tests/bench_quant \
 	tests/bench_codec
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
 SCRIPT_TESTS = \
