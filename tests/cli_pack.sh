@@ -188,4 +188,9 @@ expect 0 "$EQAR" bench -j1 --json one.eqar
 check "bench" holds 'd["isa"] in ("avx512", "avx2", "neon", "c") and
 	d["runs"][0]["decode_bytes_per_s"] > 0 and d["runs"][0]["memcpy_bytes_per_s"] > 0' .out
 expect 0 "$EQAR" bench -j2 one.eqar
+# The cases above that switch instruction sets off must have done so.
+for off in avx512 avx512,avx2,neon; do
+	expect 0 env EQFS_DISABLE_CPU=$off "$EQAR" bench -j1 --json one.eqar
+	check "$off is off" holds "d['isa'] not in '$off'.split(',')" .out
+done
 finish
