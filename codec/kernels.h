@@ -29,11 +29,11 @@ struct eq_rans_dec {
 };
 
 /*
- * What encoding a symbol s needs: rcp = floor((2^32 - 1) / f), and
- * fs = f | c << 16. A symbol that is not in the table has fs = 0.
+ * What encoding a symbol needs, in one load: floor((2^32 - 1) / f) | f << 32 |
+ * c << 48. A symbol that is not in the table has 0.
  */
 struct eq_rans_enc {
-	uint32_t rcp[256], fs[256];
+	uint64_t entry[256];
 	uint8_t pad;            /* what the last group is filled up with */
 };
 

@@ -237,8 +237,8 @@ void eq_freq_enc(const uint16_t f[256], struct eq_rans_enc *enc)
 	for (unsigned s = 0; s < 256; s++) {
 		if (!f[s])
 			continue;
-		enc->rcp[s] = UINT32_MAX / f[s];
-		enc->fs[s] = f[s] | start << 16;
+		enc->entry[s] = UINT32_MAX / f[s] | (uint64_t)f[s] << 32 |
+				(uint64_t)start << 48;
 		if (f[s] > f[enc->pad])
 			enc->pad = (uint8_t)s;
 		start += f[s];

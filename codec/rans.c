@@ -10,6 +10,17 @@
 #include "format.h"
 #include "rans.h"
 
+/* All ones if a < b, else 0. No branch: nothing would predict this one. */
+static inline uint32_t less_mask(uint32_t a, uint32_t b)
+{
+	return (uint32_t)(((uint64_t)a - b) >> 32);
+}
+
+static inline uint32_t pick(uint32_t mask, uint32_t a, uint32_t b)
+{
+	return b ^ ((a ^ b) & mask);
+}
+
 static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
 {
 	const uint32_t *slot = d->table->slot;
@@ -23,12 +34,11 @@ static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
 				uint32_t e = slot[x[l] & 4095];
 				uint32_t y = (e >> 12 & 4095) * (x[l] >> 12) +
 					     (e & 4095);
-				/* Without a branch: nothing would predict it. */
-				uint32_t low = y < EQ_RANS_L;
+				uint32_t low = less_mask(y, EQ_RANS_L);
 
 				out[4 * l + t] = (uint8_t)(e >> 24);
-				x[l] = y << 16 * low | (*next & (0 - low));
-				next += low;
+				x[l] = pick(low, y << 16 | *next, y);
+				next += low & 1;
 			}
 		}
 		if (next > d->end) {
@@ -49,35 +59,33 @@ static void rans_decode_c(struct eq_rans_dec *const *dec, uint8_t *const *out,
 static uint16_t *rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
 			       const uint8_t *sym, size_t groups, uint16_t *top)
 {
-	bool absent = false;
+	uint32_t least = EQ_PROB_SIZE;
 
 	for (sym += groups * EQ_GROUP; groups; groups--) {
 		sym -= EQ_GROUP;
 		for (unsigned t = 4; t-- > 0;) {
+#pragma GCC unroll 4
 			for (unsigned l = EQ_LANES; l-- > 0;) {
-				unsigned s = sym[4 * l + t];
-				uint32_t f = enc->fs[s] & 0xffff;
-				uint32_t y = x[l], q, r;
+				uint64_t e = enc->entry[sym[4 * l + t]];
+				uint32_t f = (uint16_t)(e >> 32), y = x[l], q, r;
+				uint32_t keep = less_mask(y, f << 20);
 
-				uint32_t emit = y >= f << 20;
-
-				absent |= !f;
+				least = f < least ? f : least;
 				top[-1] = (uint16_t)y; /* counts only if due */
-				top -= emit;
-				y >>= 16 * emit;
+				top -= ~keep & 1;
+				y = pick(keep, y, y >> 16);
 				/* The reciprocal is rounded down, so the
 				 * quotient is right or one too small. */
-				q = (uint32_t)((uint64_t)y * enc->rcp[s] >> 32);
+				q = (uint32_t)((uint64_t)y * (uint32_t)e >> 32);
 				r = y - q * f;
-				if (r >= f) {
-					q++;
-					r -= f;
-				}
-				x[l] = (q << 12) + r + (enc->fs[s] >> 16);
+				keep = less_mask(r, f);
+				q += ~keep & 1;
+				r -= f & ~keep;
+				x[l] = (q << 12) + r + (uint32_t)(e >> 48);
 			}
 		}
 	}
-	return absent ? NULL : top;
+	return least ? top : NULL;
 }
 
 void eq_kernels_init_c(struct eq_kernels *k)

@@ -10,6 +10,7 @@
  * gather data sampling has made them slow. Larger tables gather.
  */
 #include <immintrin.h>
+#include <string.h>
 
 #include "format.h"
 #include "kernels.h"
@@ -198,18 +199,19 @@ INLINE void lanes_load(struct lanes *x, const struct eq_rans_dec *d)
 	x->next = d->next;
 }
 
-INLINE __m512i widen(__m512i high, __m512i low, const int half)
+INLINE __m512i widen(__m256i high, __m256i low)
 {
-	__m512i h = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(high, half));
-	__m512i l = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(low, half));
-
-	return _mm512_or_si512(_mm512_slli_epi32(h, 16), l);
+	return _mm512_or_si512(_mm512_slli_epi32(_mm512_cvtepu16_epi32(high), 16),
+			       _mm512_cvtepu16_epi32(low));
 }
 
 INLINE void lanes_store(const struct lanes *x, struct eq_rans_dec *d)
 {
-	_mm512_store_si512(d->x, widen(x->high, x->low, 0));
-	_mm512_store_si512(d->x + 16, widen(x->high, x->low, 1));
+	_mm512_store_si512(d->x, widen(_mm512_castsi512_si256(x->high),
+				       _mm512_castsi512_si256(x->low)));
+	_mm512_store_si512(d->x + 16,
+			   widen(_mm512_extracti64x4_epi64(x->high, 1),
+				 _mm512_extracti64x4_epi64(x->low, 1)));
 	d->next = x->next;
 }
 
@@ -309,11 +311,36 @@ INLINE __m512i mulhi(__m512i a, __m512i b)
 	return _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
 }
 
-/* One step of 16 lanes. The words go below `top`, in the order of the lanes. */
-INLINE __m512i encode_step(__m512i x, __m512i sym, const struct eq_rans_enc *enc,
-			   uint16_t **top, __mmask16 *absent)
+/* The table entries of a group, step after step. Two lanes at a time, since
+ * stores go in pairs to a cache line; no gather for the same reason as above. */
+INLINE void group_entries(const struct eq_rans_enc *enc, const uint8_t *sym,
+			  uint64_t entry[4][32])
 {
-	__m512i rcp = gather(enc->rcp, sym), fs = gather(enc->fs, sym);
+#pragma GCC unroll 4
+	for (unsigned l = 0; l < EQ_LANES; l += 2) {
+		uint32_t a, b;
+
+		memcpy(&a, sym + 4 * l, 4);
+		memcpy(&b, sym + 4 * l + 4, 4);
+#pragma GCC unroll 4
+		for (unsigned t = 0; t < 4; t++, a >>= 8, b >>= 8) {
+			entry[t][l] = enc->entry[(uint8_t)a];
+			entry[t][l + 1] = enc->entry[(uint8_t)b];
+		}
+	}
+}
+
+/* One step of 16 lanes. The words go below `top`, in the order of the lanes. */
+INLINE __m512i encode_step(__m512i x, const uint64_t *entry, uint16_t **top,
+			   __mmask16 *absent)
+{
+	const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14,
+					       12, 10, 8, 6, 4, 2, 0);
+	const __m512i odds = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15,
+					      13, 11, 9, 7, 5, 3, 1);
+	__m512i a = _mm512_load_si512(entry), b = _mm512_load_si512(entry + 8);
+	__m512i rcp = _mm512_permutex2var_epi32(a, evens, b);
+	__m512i fs = _mm512_permutex2var_epi32(a, odds, b);
 	__m512i f = _mm512_and_si512(fs, _mm512_set1_epi32(0xffff));
 	__mmask16 emit = _mm512_cmpge_epu32_mask(x, _mm512_slli_epi32(f, 20));
 	unsigned n = (unsigned)__builtin_popcount(emit);
@@ -340,28 +367,24 @@ static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32
 				    const uint8_t *sym, size_t groups,
 				    uint16_t *top)
 {
-	const __m512i low8 = _mm512_set1_epi32(255);
+	/* Two groups' worth: entries are read a while after they are written. */
+	uint64_t entry[2][4][EQ_LANES] __attribute__((aligned(64)));
 	__m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16);
 	__mmask16 absent = 0;
 
-	for (sym += groups * EQ_GROUP; groups; groups--) {
-		__m512i s0, s1;
+	if (groups)
+		group_entries(enc, sym + (groups - 1) * EQ_GROUP, entry[groups & 1]);
+	for (; groups; groups--) {
+		uint64_t(*e)[EQ_LANES] = entry[groups & 1];
 
-		sym -= EQ_GROUP;
-		s0 = _mm512_loadu_si512(sym);
-		s1 = _mm512_loadu_si512(sym + 64);
-#define EQ_STEP(t)                                                             \
-	x1 = encode_step(x1, _mm512_and_si512(_mm512_srli_epi32(s1, 8 * (t)),  \
-					      low8),                           \
-			 enc, &top, &absent);                                  \
-	x0 = encode_step(x0, _mm512_and_si512(_mm512_srli_epi32(s0, 8 * (t)),  \
-					      low8),                           \
-			 enc, &top, &absent)
-		EQ_STEP(3);
-		EQ_STEP(2);
-		EQ_STEP(1);
-		EQ_STEP(0);
-#undef EQ_STEP
+		if (groups > 1)
+			group_entries(enc, sym + (groups - 2) * EQ_GROUP,
+				      entry[~groups & 1]);
+#pragma GCC unroll 4
+		for (unsigned t = 4; t-- > 0;) {
+			x1 = encode_step(x1, e[t] + 16, &top, &absent);
+			x0 = encode_step(x0, e[t], &top, &absent);
+		}
 	}
 	_mm512_storeu_si512(x, x0);
 	_mm512_storeu_si512(x + 16, x1);
