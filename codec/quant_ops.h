@@ -62,6 +62,9 @@ struct eq_quant_ops {
 	void (*scan)(const void *w, int dtype, size_t n, uint32_t *top,
 		     struct eq_quant_lanes *sum);
 
+	/* Magnitudes of n <= EQ_STRIP units, as bits of float32. */
+	void (*widen)(uint32_t u[EQ_STRIP], const void *w, int dtype, size_t n);
+
 	/* The first n <= EQ_STRIP units of w to symbols and reconstruction. */
 	void (*code)(struct eq_quant_strip *s, const void *w, int dtype,
 		     enum eq_qformat format, size_t n, float inv, float scale);

@@ -51,7 +51,7 @@
 #define COARSE 64               /* first step of the scales, half an octave */
 #define POINTS (BINS + 2 * OCTAVE)      /* scales in the range, at most */
 #define EXTEND 32               /* bins summed at a time, part of an octave */
-#define FINALISTS 4             /* measured on the row, when that is needed */
+#define FINALISTS 3             /* measured on the row, when that is needed */
 
 #define SCALE_MIN 0x0080        /* 2^-126 */
 #define SCALE_MAX 0x7e80        /* 2^126 */
@@ -133,16 +133,17 @@ static void row_count(struct search *c)
 			c->count[bin_of(c, h[i] & 0x7fff)]++;
 		return;
 	}
-	for (uint64_t i = 0; i < c->k; i++) {
-		uint32_t u, bin;
+	for (uint64_t k = 0; k < c->k; k += EQ_STRIP) {
+		size_t n = c->k - k < EQ_STRIP ? c->k - k : EQ_STRIP;
+		uint32_t u[EQ_STRIP];
 
-		if (c->dtype == EQ_F16)
-			u = eq_half_widen(h[i] & 0x7fff);
-		else
-			u = ((const uint32_t *)c->w)[i] & 0x7fffffff;
-		bin = bin_of(c, u >> 16);
-		c->count[bin]++;
-		c->rest[bin] += u & 0xffff;
+		c->ops->widen(u, c->w + k * eq_quant_unit(c->dtype), c->dtype, n);
+		for (size_t i = 0; i < n; i++) {
+			uint32_t bin = bin_of(c, u[i] >> 16);
+
+			c->count[bin]++;
+			c->rest[bin] += u[i] & 0xffff;
+		}
 	}
 }
 

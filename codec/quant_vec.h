@@ -168,6 +168,25 @@ static void scan(const void *w, int dtype, size_t n, uint32_t *top,
 		scan_any(w, EQ_F32, n, top, sum);
 }
 
+static void widen(uint32_t u[EQ_STRIP], const void *w, int dtype, size_t n)
+{
+	size_t unit = eq_quant_unit(dtype), i = 0;
+	uint8_t rest[4 * GROUP];
+	const uint8_t *p = w;
+
+	for (; i < n; i += V, p += V * unit) {
+		vf x;
+
+		if (n - i < V)
+			p = rest_of(rest, p, dtype, n - i);
+		if (dtype == EQ_F16)
+			load(&x, p, EQ_F16);
+		else
+			load(&x, p, dtype);
+		*(vf *)&u[i] = ABS(x);
+	}
+}
+
 /* Vectors of 32 bits to 16 and 8. One instruction with AVX-512; else a whole
  * strip at a time lets the compiler pack registers in pairs. */
 #if V == 16
@@ -368,6 +387,7 @@ static void edges(const struct eq_quant_format *f, unsigned n, bool exact, float
 const struct eq_quant_ops EQ_QUANT_OPS = {
 	.isa = EQ_QUANT_ISA,
 	.scan = scan,
+	.widen = widen,
 	.code = code,
 	.sums = sums,
 	.measure = measure,

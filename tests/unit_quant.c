@@ -616,7 +616,7 @@ static void check_ops(const struct eq_quant_ops *ops)
 		struct eq_quant_sums sa = { 0 }, sb = { 0 };
 		struct eq_quant_lanes la[3] = { 0 }, lb[3] = { 0 };
 		struct eq_quant_edges ea, eb;
-		uint32_t ta = 0, tb = 0, base, top;
+		uint32_t ta = 0, tb = 0, base, top, ua[EQ_STRIP], ub[EQ_STRIP];
 
 		for (int i = 0; i < 2 * EQ_STRIP; i++)  /* finite float32, bfloat16, half */
 			w[i] = (uint16_t)(uniform() * 65536) & (uint16_t)~(1u << (10 + round % 4));
@@ -636,6 +636,9 @@ static void check_ops(const struct eq_quant_ops *ops)
 		ops->scan(w, dtype, n, &ta, &la[0]);
 		eq_quant_ops_c.scan(w, dtype, n, &tb, &lb[0]);
 		assert_int_equal(ta, tb);
+		ops->widen(ua, w, dtype, n);
+		eq_quant_ops_c.widen(ub, w, dtype, n);
+		assert_memory_equal(ua, ub, n * sizeof(*ua));
 		ops->measure(w, dtype, format, n, 1 / scale, scale, &la[1], &la[2]);
 		eq_quant_ops_c.measure(w, dtype, format, n, 1 / scale, scale, &lb[1], &lb[2]);
 		assert_memory_equal(la, lb, sizeof(la));
