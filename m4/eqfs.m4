@@ -24,3 +24,23 @@ AC_DEFUN([AX_PTHREAD_LITE], [
 	AC_SUBST([PTHREAD_CFLAGS])
 	AC_SUBST([PTHREAD_LIBS])
 ])
+
+dnl AX_EQ_NVCC_ARCHS(LIST): set have_cuda, and NVCC_ARCHS to the flags for those of
+dnl the compute capabilities that $NVCC knows, with PTX of the last one.
+AC_DEFUN([AX_EQ_NVCC_ARCHS], [
+	have_cuda=no
+	NVCC_ARCHS=
+	AS_IF([test "x$NVCC" != x], [
+		AC_MSG_CHECKING([what $NVCC can build for])
+		eq_known=`"$NVCC" --list-gpu-code 2>/dev/null`
+		for arch in $1; do
+			AS_CASE([" "`echo $eq_known`" "], [*" sm_$arch "*], [
+				eq_last=$arch
+				NVCC_ARCHS="$NVCC_ARCHS -gencode arch=compute_$arch,code=sm_$arch"])
+		done
+		AS_IF([test "x$NVCC_ARCHS" != x], [
+			NVCC_ARCHS="$NVCC_ARCHS -gencode arch=compute_$eq_last,code=compute_$eq_last"
+			have_cuda=yes])
+		AC_MSG_RESULT([${NVCC_ARCHS:-nothing}])])
+	AC_SUBST([NVCC_ARCHS])
+])

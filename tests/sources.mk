@@ -4,6 +4,8 @@
 UNIT_TESTS = \
 	tests/unit_archive \
 	tests/unit_coding \
+	tests/unit_gpu \
+	tests/unit_gpu_emul \
 	tests/unit_model \
 	tests/unit_quant \
 	tests/unit_parity \
@@ -41,6 +43,8 @@ TEST_FILES = \
 	tests/data \
 	tests/cli_lib.sh \
 	tests/codec_util.h \
+	tests/gpu_lane_host.h \
+	tests/gpu_util.h \
 	tests/gen_model.py \
 	tests/gen_bad_headers.py \
 	tests/st_text.h \

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What gpu_warp.h is made of, on the device: a thread is a lane. */
+#ifndef EQ_GPU_LANE_CUH
+#define EQ_GPU_LANE_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#define EQ_DEV static __device__ __forceinline__
+#define EQ_UNROLL _Pragma("unroll")
+
+#define EQ_PER_LANE(type, name) type name
+#define EQ_PER_LANE_N(type, name, n) type name[n]
+#define EQ_AT(v) (v)
+#define EQ_EACH_LANE \
+	for ([[maybe_unused]] unsigned lane = threadIdx.x & 31, eq_once = 1; eq_once; eq_once = 0)
+/* A per-lane variable as an argument, to read, and to change. */
+#define EQ_LANES_OF(type) const type
+#define EQ_LANES_REF(type) type *
+#define EQ_REF(v) (&(v))
+#define EQ_REF_AT(v) (*(v))
+
+#define EQ_BALLOT(v) __ballot_sync(0xffffffffu, v)
+#define EQ_FROM(v, src) __shfl_sync(0xffffffffu, v, src)
+#define EQ_WARP_SYNC() __syncwarp()
+#define EQ_WARP_SUM(v) eq_warp_sum(v)
+#define EQ_LANES_BELOW eq_lanes_below()
+
+/* Volatile, so that it stays in a register instead of being made anew. */
+EQ_DEV uint32_t eq_lanes_below(void)
+{
+	uint32_t m;
+
+	asm volatile("mov.u32 %0, %%lanemask_lt;" : "=r"(m));
+	return m;
+}
+
+EQ_DEV uint32_t eq_warp_sum(uint32_t v)
+{
+	EQ_UNROLL
+	for (int d = 16; d; d >>= 1)
+		v += __shfl_xor_sync(0xffffffffu, v, d);
+	return v;
+}
+
+EQ_DEV uint32_t eq_popc(uint32_t x) { return (uint32_t)__popc(x); }
+EQ_DEV uint32_t eq_perm(uint32_t a, uint32_t b, uint32_t sel) { return __byte_perm(a, b, sel); }
+/* The low word of (high : low) >> n. */
+EQ_DEV uint32_t eq_funnel(uint32_t low, uint32_t high, unsigned n)
+{
+	return __funnelshift_r(low, high, n);
+}
+
+EQ_DEV float eq_mul(float a, float b) { return __fmul_rn(a, b); }
+EQ_DEV uint32_t eq_float_bits(float f) { return __float_as_uint(f); }
+EQ_DEV float eq_bits_float(uint32_t u) { return __uint_as_float(u); }
+
+/* Two floats, rounded to nearest even; the first one in the low half. */
+EQ_DEV uint32_t eq_pack_bf16(float a, float b)
+{
+#if __CUDA_ARCH__ >= 800
+	uint32_t u;
+
+	asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(u) : "f"(b), "f"(a));
+	return u;
+#else
+	return __bfloat16_as_ushort(__float2bfloat16_rn(a)) |
+	       (uint32_t)__bfloat16_as_ushort(__float2bfloat16_rn(b)) << 16;
+#endif
+}
+
+EQ_DEV uint32_t eq_pack_f16(float a, float b)
+{
+	return __half_as_ushort(__float2half_rn(a)) |
+	       (uint32_t)__half_as_ushort(__float2half_rn(b)) << 16;
+}
+
+/* n words, in as few stores as there can be; p is aligned to them. */
+EQ_DEV void eq_store(unsigned char *p, const uint32_t *w, const unsigned n)
+{
+	if (n == 1)
+		*(uint32_t *)p = w[0];
+	else if (n == 2)
+		*(uint2 *)p = make_uint2(w[0], w[1]);
+	else
+		*(uint4 *)p = make_uint4(w[0], w[1], w[2], w[3]);
+	if (n == 8)
+		*(uint4 *)(p + 16) = make_uint4(w[4], w[5], w[6], w[7]);
+}
+
+#endif

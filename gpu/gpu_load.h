@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A decoding back end on a GPU, if there is one: the module eqfs-cuda.so, loaded
+ * when it is wanted. Without it, or without a GPU, everything runs as before. */
+#ifndef EQ_GPU_LOAD_H
+#define EQ_GPU_LOAD_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "eqcodec.h"
+#include "gpu_abi.h"
+
+/*
+ * spec: "off"; "auto": a GPU if there is one that works; or the number of one,
+ * and then it is an error if it does not. mem_limit: bytes of device memory to
+ * use at most, 0 for 256 MiB. The module is looked for as $EQFS_CUDA_MODULE says,
+ * beside the program, and in the package's library directory.
+ *
+ * On success *out is a back end for any number of threads, the CPU's if no GPU is
+ * used; give it to eq_gpu_release when nobody uses it any more. A GPU that fails
+ * later has its decode() return an error, then and from then on, upon which
+ * eq_archive_decode goes on with the CPU; `log` (may be NULL: standard error)
+ * gets one line about it, from any thread.
+ *
+ * To be called after fork(), if there is one: a GPU does not survive that.
+ * Errors: -EINVAL (spec, mem_limit), -ENOENT (no module), -ENODEV, -ENOMEM.
+ */
+int eq_gpu_backend(const char *spec, uint64_t mem_limit,
+		   void (*log)(void *arg, const char *line), void *log_arg,
+		   const struct eq_backend **out, struct eq_error *err);
+void eq_gpu_release(const struct eq_backend *be);
+
+/* Is this back end a GPU's? */
+bool eq_gpu_is(const struct eq_backend *be);
+
+/* The rate with all data resident on the device: see `measure` in gpu_abi.h.
+ * -ENOTSUP also when the back end is not a GPU's. */
+int eq_gpu_bench(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
+		 unsigned copies, unsigned runs, struct eq_gpu_measure *out);
+
+#endif

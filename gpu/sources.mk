@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+# gpu/: decoding on a GPU. One file a line.
+# Part of the programs: finds and loads the module.
+EQ_GPU_SOURCES = \
+	gpu/gpu_abi.h \
+	gpu/gpu_load.c \
+	gpu/gpu_load.h
+# The module eqfs-cuda.so, made by nvcc.
+EQ_CUDA_FILES = \
+	gpu/gpu_kernels.cu \
+	gpu/gpu_measure.cu \
+	gpu/gpu_module.cu
+EQ_CUDA_DEPS = \
+	gpu/eqfs-cuda.map \
+	gpu/gpu_kernels.cuh \
+	gpu/gpu_lane.cuh \
+	gpu/gpu_module.cuh \
+	gpu/gpu_task.h \
+	gpu/gpu_warp.h

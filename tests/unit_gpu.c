@@ -1,0 +1,268 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The GPU back end against the CPU's: the same units and verdicts. Exits with 77
+ * (skipped) where no GPU can be used, unless EQFS_TEST_REQUIRE names "gpu".
+ */
+#include <config.h>
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+#include <errno.h>
+#include <pthread.h>
+
+#include "gpu_load.h"
+#include "gpu_util.h"
+
+static const struct eq_backend *gpu;
+static unsigned logged;
+
+static void count_log(void *arg, const char *line)
+{
+	(void)arg;
+	fprintf(stderr, "%s\n", line);
+	logged++;
+}
+
+/* Jobs for both sides, in one call each. */
+struct batch {
+	const char *name[512];
+	struct eq_decode_job job[512];
+	uint8_t *cpu_out[512];
+	size_t n;
+};
+
+static void batch_add(struct batch *b, const char *name, const struct eq_decode_job *job)
+{
+	size_t len = (size_t)job->n_units * job->plan->unit;
+
+	assert_in_range(b->n, 0, 511);
+	b->name[b->n] = name;
+	b->job[b->n] = *job;
+	b->job[b->n].out = must_alloc(len);
+	memset(b->job[b->n].out, 0xee, len);
+	b->cpu_out[b->n++] = must_alloc(len);
+}
+
+static void batch_check(struct batch *b)
+{
+	struct eq_decode_job *cpu = must_alloc(b->n * sizeof(*cpu));
+
+	memcpy(cpu, b->job, b->n * sizeof(*cpu));
+	for (size_t i = 0; i < b->n; i++) {
+		cpu[i].out = b->cpu_out[i];
+		b->job[i].status = 99;
+	}
+	assert_int_equal(eq_backend_cpu()->decode(NULL, cpu, b->n), 0);
+	assert_int_equal(gpu->decode(gpu->ctx, b->job, b->n), 0);
+	for (size_t i = 0; i < b->n; i++) {
+		size_t len = (size_t)cpu[i].n_units * cpu[i].plan->unit;
+
+		if (b->job[i].status != cpu[i].status)
+			fail_msg("%s: status %d, on the CPU %d", b->name[i], b->job[i].status,
+				 cpu[i].status);
+		if (!cpu[i].status && memcmp(b->job[i].out, cpu[i].out, len))
+			fail_msg("%s: other units than on the CPU", b->name[i]);
+		free(b->job[i].out);
+		free(cpu[i].out);
+	}
+	free(cpu);
+	b->n = 0;
+}
+
+static void test_good(void **state)
+{
+	static struct batch b;
+	static struct gpu_tensor t[2 * GPU_CASES];
+	uint64_t seed = 21;
+
+	(void)state;
+	/* All tensors in one batch, so that classes and tables alternate; chunks
+	 * of the size that archives have as well. */
+	for (unsigned i = 0; i < 2 * GPU_CASES; i++) {
+		struct gpu_case g = gpu_cases[i / 2];
+
+		if (i & 1)
+			g.n *= 20;
+		gpu_tensor_make(&g, &seed, i & 1 ? 131072 : GPU_CHUNK, &t[i]);
+		for (unsigned k = 0; k < t[i].n; k++)
+			batch_add(&b, g.name, &t[i].job[k]);
+	}
+	batch_check(&b);
+	for (unsigned i = 0; i < 2 * GPU_CASES; i++)
+		gpu_tensor_free(&t[i]);
+}
+
+static void test_lengths(void **state)
+{
+	static struct batch b;
+	static struct gpu_tensor t[100];
+	uint64_t seed = 22;
+
+	(void)state;
+	for (unsigned i = 0; i < GPU_CASES; i++) {
+		struct gpu_case g = gpu_cases[i];
+		unsigned n_made = 0;
+
+		for (uint32_t n = 90; n < 530; n += 1 + rnd(&seed) % 20) {
+			g.n = n;
+			if (g.quant) {
+				g.row = g.row < 60 ? g.row : 4 * (1 + n / 9);
+				g.n = n / g.row * g.row;
+				if (!g.n)
+					continue;
+			}
+			gpu_tensor_make(&g, &seed, 256, &t[n_made]);
+			for (unsigned k = 0; k < t[n_made].n; k++)
+				batch_add(&b, g.name, &t[n_made].job[k]);
+			n_made++;
+		}
+		batch_check(&b);
+		while (n_made)
+			gpu_tensor_free(&t[--n_made]);
+	}
+}
+
+/* Damaged chunks among good ones: each gets its own verdict. */
+static void check_damaged(uint64_t seed, unsigned rounds)
+{
+	struct batch *b = must_alloc(sizeof(*b));
+
+	b->n = 0;
+	for (unsigned i = 0; i < GPU_CASES; i++) {
+		const struct gpu_case *g = &gpu_cases[i];
+		uint8_t *copy[512];
+		struct gpu_tensor t;
+		unsigned n;
+
+		gpu_tensor_make(g, &seed, GPU_CHUNK, &t);
+		for (n = 0; n < rounds; n++) {
+			struct eq_decode_job job = t.job[n % t.n];
+
+			copy[n] = gpu_chunk_copy(job.in, job.in_len);
+			if (n % 4)
+				job.in_len = gpu_damage(&seed, copy[n], job.in_len);
+			job.in = copy[n];
+			batch_add(b, g->name, &job);
+		}
+		batch_check(b);
+		while (n)
+			free(copy[--n]);
+		gpu_tensor_free(&t);
+	}
+	free(b);
+}
+
+static void test_damaged(void **state)
+{
+	(void)state;
+	check_damaged(23, 300);
+}
+
+static void *thread_main(void *arg)
+{
+	for (unsigned i = 0; i < 4; i++)
+		check_damaged(*(uint64_t *)arg + i, 60);
+	return NULL;
+}
+
+/* More threads than there are slots. */
+static void test_threads(void **state)
+{
+	pthread_t thread[24];
+	uint64_t seed[24];
+
+	(void)state;
+	for (unsigned i = 0; i < 24; i++) {
+		seed[i] = 100 * i;
+		assert_int_equal(pthread_create(&thread[i], NULL, thread_main, &seed[i]), 0);
+	}
+	for (unsigned i = 0; i < 24; i++)
+		assert_int_equal(pthread_join(thread[i], NULL), 0);
+}
+
+/* The least memory there can be: one slot for everybody. */
+static void test_little_memory(void **state)
+{
+	const struct eq_backend *all = gpu, *small;
+	struct eq_error err;
+
+	(void)state;
+	assert_int_equal(eq_gpu_backend("0", 1 << 20, count_log, NULL, &small, &err), -EINVAL);
+	assert_null(small);
+	assert_int_equal(eq_gpu_backend("0", 24 << 20, count_log, NULL, &small, &err), 0);
+	gpu = small;
+	test_threads(NULL);
+	gpu = all;
+	eq_gpu_release(small);
+}
+
+/* Resident data, many copies: block shapes that small batches do not have. */
+static void test_resident(void **state)
+{
+	uint64_t seed = 25;
+
+	(void)state;
+	for (unsigned i = 0; i < GPU_CASES; i++) {
+		const struct gpu_case *g = &gpu_cases[i];
+		struct eq_gpu_measure m;
+		struct gpu_tensor t;
+		struct batch b;
+		int rc;
+
+		gpu_tensor_make(g, &seed, GPU_CHUNK, &t);
+		b.n = 0;
+		for (unsigned k = 0; k < t.n; k++)
+			batch_add(&b, g->name, &t.job[k]);
+		rc = eq_gpu_bench(gpu, b.job, b.n, 37, 1, &m);
+		assert_true(rc == 0 || rc == -ENOTSUP);
+		for (unsigned k = 0; k < t.n; k++) {
+			struct eq_decode_job cpu = b.job[k];
+
+			cpu.out = b.cpu_out[k];
+			eq_backend_cpu()->decode(NULL, &cpu, 1);
+			if (rc == 0)
+				assert_int_equal(b.job[k].status, 0);
+			if (rc == 0 && memcmp(b.job[k].out, cpu.out, (size_t)cpu.n_units * g->unit))
+				fail_msg("%s: other units than on the CPU", g->name);
+			free(b.job[k].out);
+			free(cpu.out);
+		}
+		gpu_tensor_free(&t);
+	}
+}
+
+static void test_no_log(void **state)
+{
+	(void)state;
+	assert_int_equal(logged, 0);
+}
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		cmocka_unit_test(test_good),
+		cmocka_unit_test(test_lengths),
+		cmocka_unit_test(test_damaged),
+		cmocka_unit_test(test_threads),
+		cmocka_unit_test(test_little_memory),
+		cmocka_unit_test(test_resident),
+		cmocka_unit_test(test_no_log),
+	};
+	const char *require = getenv("EQFS_TEST_REQUIRE");
+	struct eq_error err = { "" };
+	int rc;
+
+	if (eq_gpu_backend("0", 0, count_log, NULL, &gpu, &err)) {
+		fprintf(stderr, "no GPU: %s\n", err.text);
+		return require && strstr(require, "gpu") ? 1 : 77;
+	}
+	fprintf(stderr, "%s\n", gpu->name);
+	rc = cmocka_run_group_tests(tests, NULL, NULL);
+	eq_gpu_release(gpu);
+	return rc;
+}
