@@ -312,10 +312,10 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		set_reason(j->node, "has hard links");
 		return;
 	case -ENOTSUP:
-		dirty_clear(fs, j->node, "the archive would not be smaller");
+	case -ENAMETOOLONG: /* found out before the contents: perhaps no model at all */
+		dirty_clear(fs, j->node, rc == -ENOTSUP ? "the archive would not be smaller" : why);
 		eq_log(&fs->log, EQ_LOG_INFO, "not encoded: %s", text);
 		return;
-	case -ENAMETOOLONG:
 	case EQ_ELIMIT:
 	case EQ_ECORRUPT:
 	case EQ_EDIFFER:

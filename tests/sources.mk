@@ -33,7 +33,8 @@ SCRIPT_TESTS = \
 	tests/mount_crash.py \
 	tests/mount_model.py \
 	tests/mount_names.py \
-	tests/mount_options.py
+	tests/mount_options.py \
+	tests/mount_random.py
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
 	tests/bench_mount.py \
