@@ -19,10 +19,10 @@
 #include "quant.h"
 
 #define GRID 128                /* lambdas an octave */
-#define GRID_LOW (-12 * GRID)   /* 2^-12: as fine as is of use */
+#define GRID_LOW (-9 * GRID)    /* 2^-9: finer adds bits but no quality */
 #define GRID_HIGH (24 * GRID)   /* 2^24: everything zero */
 #define USUAL_SLOPE 0.5         /* bits an octave */
-#define CLOSE 0.002             /* bits that do not matter, or a page */
+#define CLOSE 0.002             /* bits that do not matter */
 #define FIRST_PART 16           /* the bisection looks at a 16th of the sample */
 
 /* ---- sampling ------------------------------------------------------------ */
@@ -76,7 +76,6 @@ double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
 	/* heads, states, words that leave half a word unused in each lane, and
 	 * half of the alignment of each part */
 	payload += chunks * (3 * 16 + (present > 1 ? 128 + 8 : 0) + 7);
-	payload = ceil(payload / EQ_PAYLOAD_ALIGN) * EQ_PAYLOAD_ALIGN;
 	record = (double)t->overhead + 8 + 40 + 4.0 * present + 16 * chunks;
 	if (present > 1)
 		record += 8 + 32 + 2.0 * present;
@@ -158,8 +157,7 @@ static double lambda_of(int i)
 	return x;
 }
 
-/* *close: a difference that is not worth another look. */
-static int rate_bits(struct rate_job *job, size_t n, int i, double *bits, double *close)
+static int rate_bits(struct rate_job *job, size_t n, int i, double *bits)
 {
 	double bytes = 0, units = 0;
 
@@ -178,9 +176,6 @@ static int rate_bits(struct rate_job *job, size_t n, int i, double *bits, double
 	if (!(units > 0))
 		return -EINVAL;
 	*bits = 8 * bytes / units;
-	*close = 4.0 * EQ_PAYLOAD_ALIGN / units;
-	if (*close < CLOSE)
-		*close = CLOSE;
 	return 0;
 }
 
@@ -228,14 +223,14 @@ static int bracket_close(struct rate_job *job, size_t n, struct bracket *b, int 
 {
 	*b = (struct bracket){ .at = { GRID_LOW - 1, GRID_HIGH + 1 } };
 	for (unsigned round = 1;; round++) {
-		double bits, close;
-		int rc = rate_bits(job, n, i, &bits, &close), side = bits < want;
+		double bits;
+		int rc = rate_bits(job, n, i, &bits), side = bits < want;
 
 		if (rc)
 			return rc;
 		b->at[side] = i;
 		b->bits[side] = bits;
-		if (b->at[1] - b->at[0] <= width || fabs(bits - want) < close)
+		if (b->at[1] - b->at[0] <= width || fabs(bits - want) < CLOSE)
 			return 0;
 		/* the line can be misled, halving cannot */
 		i = round % 3 ? bracket_next(b, want) :

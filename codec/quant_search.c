@@ -218,7 +218,7 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 {
 	float scale = eq_float_of(bits << 16), inv = 1.0f / scale;
 	uint32_t levels = level(c, c->absmax * inv);
-	uint32_t first = eq_float_bits(c->f.mid[1] * scale) >> 16;
+	uint32_t first = eq_float_bits(c->f.mid[1] * scale) >> 16, last;
 	int64_t ds = 0, dn = 0, v = 0, r = 0;
 	bool beyond = levels > c->f.top;
 
@@ -234,27 +234,31 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 	if (beyond)
 		levels = c->f.top;
 	row_extend(c, first - c->base);
-	c->ops->edges(&c->f, levels + beyond, c->exact, inv, scale, c->base, c->top,
-		      &c->edges);
+	last = beyond ? levels + 1 : levels | 3;
+	c->ops->edges(&c->f, last, c->exact, inv, scale, c->base, c->top, &c->edges);
 	if (beyond) {
-		const struct tail *cut = &c->tail[c->edges.edge[levels + 1]];
+		/* outliers are exact, and have the symbol of the greatest level */
+		const struct tail *cut = &c->tail[c->edges.edge[last--]];
 
 		if (cut->count > c->outliers)
 			return false;
-		/* outliers are exact, and have the symbol of the greatest level */
 		p->outliers = cut->count;
 		ds -= cut->sum;
 		dn += c->f.step[levels] * cut->count;
 	}
-	for (uint32_t j = 1; j <= levels; j++) {
-		const struct tail *e = &c->tail[c->edges.edge[j]];
-		const struct tail *m = &c->tail[c->edges.centre[j]];
+	/* by fours, since levels that do not occur add nothing; level 0 neither */
+	c->edges.edge[0] = c->edges.centre[0] = c->top + 1 - c->base;
+	for (uint32_t j = 0; j < last; j += 4)
+#pragma GCC unroll 4
+		for (uint32_t l = j; l < j + 4; l++) {
+			const struct tail *e = &c->tail[c->edges.edge[l]];
+			const struct tail *m = &c->tail[c->edges.centre[l]];
 
-		ds += 2 * (m->sum - e->sum);
-		v += c->f.step[j] * m->count;
-		dn += c->f.pair[j] * e->count;
-		r += c->f.gap[j] * e->count;
-	}
+			ds += 2 * (m->sum - e->sum);
+			v += c->f.step[l] * m->count;
+			dn += c->f.pair[l] * e->count;
+			r += c->f.gap[l] * e->count;
+		}
 	p->dist = (double)ds * c->unit +
 		  (double)(dn - 2 * v) * ((double)scale * (double)c->f.unit);
 	p->rate = c->nu * (double)r;
