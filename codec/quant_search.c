@@ -160,6 +160,7 @@ static bool row_begin(struct search *c)
 	octave = c->top / OCTAVE;
 	c->base = octave < WINDOW ? 0 : (octave - WINDOW + 1) * OCTAVE;
 	c->unit = ldexp(1, (int)(c->base ? c->base / OCTAVE : 1) - 134);
+	/* an outlier takes 8 bytes: a 16th of a bit a unit at most */
 	c->outliers = c->format == EQ_Q_INT8 ? (int64_t)(c->k >> 10) : 0;
 	c->n_best = c->exact ? 1 : FINALISTS;
 	memset(c->best, 0, sizeof(c->best));
