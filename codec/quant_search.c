@@ -197,10 +197,10 @@ static void row_extend(struct search *c, uint32_t i)
 			}
 		else
 			for (; at > end; value -= space) {
-				int64_t m = c->count[at], rest = (int64_t)(c->rest[at--] >> 8);
+				int64_t m = c->count[at], rest = (int64_t)(c->rest[at--] >> 12);
 
 				t.count += m;
-				t.sum += m * value + (rest * space >> 8);
+				t.sum += m * value + (rest * space >> 4);
 				c->tail[at] = t;
 			}
 	}
@@ -222,6 +222,7 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 	uint32_t first = eq_float_bits(c->f.mid[1] * scale) >> 16, last;
 	int64_t ds = 0, dn = 0, v = 0, r = 0;
 	bool beyond = levels > c->f.top;
+	double cut_sum = 0;
 
 	memset(p, 0, sizeof(*p));
 	p->bits = bits;
@@ -244,7 +245,7 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 		if (cut->count > c->outliers)
 			return false;
 		p->outliers = cut->count;
-		ds -= cut->sum;
+		cut_sum = (double)cut->sum;
 		dn += c->f.step[levels] * cut->count;
 	}
 	/* by fours, since levels that do not occur add nothing; level 0 neither */
@@ -255,12 +256,12 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 			const struct tail *e = &c->tail[c->edges.edge[l]];
 			const struct tail *m = &c->tail[c->edges.centre[l]];
 
-			ds += 2 * (m->sum - e->sum);
+			ds += m->sum - e->sum;
 			v += c->f.step[l] * m->count;
 			dn += c->f.pair[l] * e->count;
 			r += c->f.gap[l] * e->count;
 		}
-	p->dist = (double)ds * c->unit +
+	p->dist = (2 * (double)ds - cut_sum) * c->unit +
 		  (double)(dn - 2 * v) * ((double)scale * (double)c->f.unit);
 	p->rate = c->nu * (double)r;
 	p->crossed = (double)v * (double)c->f.unit;
