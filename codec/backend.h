@@ -31,7 +31,7 @@ struct eq_table {
 	uint8_t present[32];    /* bit map of the symbols that decoding can yield:
 	                           of single tables only */
 	/* The same table by symbols, for decoders that search: the n_syms that
-	 * have a frequency, ascending, and where each begins. */
+	 * have a frequency, ascending, and where each begins; 4096 beyond. */
 	uint16_t n_syms;
 	uint8_t sym[256];
 	uint16_t start[256];

@@ -43,6 +43,7 @@ struct member {
 	uint64_t row;
 	uint64_t row_left;
 	bool lut_exact;         /* all symbols that can occur have a value */
+	float value_max;        /* greatest magnitude of a value */
 	bool row_finite;        /* and all values are finite in this row */
 	union {
 		uint16_t u16[256];
@@ -230,6 +231,10 @@ static void start_quant(struct member *m)
 	}
 	if (m->part[1].head.kind == EQ_PART_CONST)
 		memset(m->tile[1], m->part[1].head.arg, TILE);
+	m->value_max = 0;
+	for (unsigned s = 0; s < 256; s++)
+		if (has_value(plan, (uint8_t)s))
+			m->value_max = fmaxf(m->value_max, fabsf(plan->value[s]));
 	m->lut_exact = table_exact(plan, &m->part[1]);
 	m->row = UINT64_MAX; /* so that the first row is the next one */
 	m->row_left = 0;
@@ -423,9 +428,18 @@ static int check_escapes(const struct member *m)
 	return 0;
 }
 
-/* Go to the next row: make its table. Returns whether all values stay finite
- * under this row's scale. */
-static bool next_row(const struct eq_kernels *k, struct member *m)
+/* Does a product stay finite when it is converted? (Half a unit in the last
+ * place below infinity, it rounds up.) */
+static bool product_finite(int dtype, float product)
+{
+	float a = fabsf(product);
+
+	return dtype == EQ_BF16 ? a < 0x1.ffp127f :
+	       dtype == EQ_F16	? a < 65520.0f : isfinite(a);
+}
+
+/* Go to the next row: make its table. */
+static void next_row(const struct eq_kernels *k, struct member *m)
 {
 	const struct eq_plan *plan = m->job->plan;
 	uint64_t first = m->job->first_unit / plan->row_units;
@@ -446,12 +460,7 @@ static bool next_row(const struct eq_kernels *k, struct member *m)
 		k->lut_f16(plan->value, scale, m->lut.u16);
 	else
 		k->lut_f32(plan->value, scale, m->lut.u32);
-	for (unsigned s = 0; s < 256; s++)
-		if (has_value(plan, (uint8_t)s) &&
-		    !unit_finite(plan->dtype, plan->unit == 4 ? m->lut.u32[s] :
-								m->lut.u16[s]))
-			return false;
-	return true;
+	m->row_finite = product_finite(plan->dtype, m->value_max * scale);
 }
 
 static void quant_tile(const struct eq_kernels *k, struct member *m, uint32_t pos)
@@ -463,7 +472,7 @@ static void quant_tile(const struct eq_kernels *k, struct member *m, uint32_t po
 
 	for (; left; left -= n, pos += n, sym += n, out += (size_t)n * plan->unit) {
 		if (!m->row_left)
-			m->row_finite = next_row(k, m);
+			next_row(k, m);
 		n = m->row_left < left ? (uint32_t)m->row_left : left;
 		if (!(m->lut_exact && m->row_finite) &&
 		    check_symbols(m, sym, n, pos)) {

@@ -262,6 +262,8 @@ void eq_freq_dec(const struct eq_freq *freq, struct eq_table *table)
 		for (uint32_t i = 0; i < freq->f[s]; i++)
 			*slot++ = s << 24 | (uint32_t)freq->f[s] << 12 | i;
 	}
+	for (unsigned i = table->n_syms; i < 256; i++)
+		table->start[i] = EQ_PROB_SIZE;
 }
 
 /* ---- parameters ---------------------------------------------------------- */

@@ -32,74 +32,48 @@ struct tree {
 	__m512i sym;                    /* bytes */
 };
 
-static unsigned path_reverse(unsigned path, unsigned bits)
-{
-	unsigned r = 0;
-
-	for (; bits; bits--, path >>= 1)
-		r = r << 1 | (path & 1);
-	return r;
-}
-
-/* The start of symbol i; no slot reaches those beyond the last. */
-static uint16_t start_of(const struct eq_table *t, unsigned i)
-{
-	return i < t->n_syms ? t->start[i] : 0x7fff;
-}
-
+/*
+ * Level d asks of path p (d bits, reversed: r) about start number
+ * (2 r + 1) * 2^(levels - 1 - d); the leaf at path p is number r of all.
+ */
 INLINE void tree_init(struct tree *tree, const struct eq_table *t, const unsigned levels)
 {
-	uint16_t level[LEVELS_MAX][32] = { { 0 } }, freq16[64] = { 0 }, start[64] = { 0 };
-	uint8_t sym[64] = { 0 };
+	/* 0 to 31, six bits reversed; 32 to 63 are one more. */
+	static const uint16_t reversed[32] = {
+		0, 32, 16, 48, 8,  40, 24, 56, 4, 36, 20, 52, 12, 44, 28, 60,
+		2, 34, 18, 50, 10, 42, 26, 58, 6, 38, 22, 54, 14, 46, 30, 62,
+	};
+	const __m512i one = _mm512_set1_epi16(1);
+	__m512i rev = _mm512_loadu_si512(reversed);
+	/* Starts of 64 symbols, and of the ones behind: 4096 beyond the last. */
+	__m512i a = _mm512_loadu_si512(t->start), b = _mm512_loadu_si512(t->start + 32);
+	__m512i fa = _mm512_sub_epi16(_mm512_loadu_si512(t->start + 1), a);
+	__m512i fb = _mm512_sub_epi16(_mm512_loadu_si512(t->start + 33), b);
+	__m512i bytes = _mm512_loadu_si512(t->sym), path[2], level[LEVELS_MAX];
 
-	for (unsigned d = 0; d < levels; d++)
-		for (unsigned path = 0; path < 1u << d; path++)
-			level[d][path] = start_of(
-				t, (2 * path_reverse(path, d) + 1) << (levels - 1 - d));
-	for (unsigned path = 0; path < 1u << levels; path++) {
-		unsigned i = path_reverse(path, levels);
+	for (unsigned d = 0; d < levels; d++) {
+		__m512i r = _mm512_srli_epi16(rev, 6 - d);
 
-		if (i >= t->n_syms)
-			continue;
-		start[path] = t->start[i];
-		freq16[path] = (uint16_t)(t->slot[t->start[i]] >> 8 & 0xfff0);
-		sym[path] = t->sym[i];
+		r = _mm512_add_epi16(_mm512_add_epi16(r, r), one);
+		r = _mm512_slli_epi16(r, levels - 1 - d);
+		level[d] = _mm512_permutex2var_epi16(a, r, b);
 	}
-	tree->root = _mm512_set1_epi16((short)level[0][0]);
-	tree->level1[0] = _mm512_set1_epi16((short)level[1][0]);
-	tree->level1[1] = _mm512_set1_epi16((short)level[1][1]);
+	tree->root = _mm512_broadcastw_epi16(_mm512_castsi512_si128(level[0]));
+	tree->level1[0] = _mm512_broadcastw_epi16(_mm512_castsi512_si128(level[1]));
+	tree->level1[1] = _mm512_permutexvar_epi16(one, level[1]);
 	for (unsigned d = 2; d < levels; d++)
-		tree->level[d - 2] = _mm512_loadu_si512(level[d]);
+		tree->level[d - 2] = level[d];
+	path[0] = _mm512_srli_epi16(rev, 6 - levels);
+	path[1] = _mm512_add_epi16(rev, one); /* with six levels only */
 	for (unsigned i = 0; i < 2; i++) {
-		tree->freq16[i] = _mm512_loadu_si512(freq16 + 32 * i);
-		tree->start[i] = _mm512_loadu_si512(start + 32 * i);
+		tree->start[i] = _mm512_permutex2var_epi16(a, path[i], b);
+		tree->freq16[i] = _mm512_slli_epi16(
+			_mm512_permutex2var_epi16(fa, path[i], fb), 4);
 	}
-	tree->sym = _mm512_loadu_si512(sym);
-}
-
-/* Paths of the 32 slots. */
-INLINE __m512i tree_find(const struct tree *tree, __m512i slot, const unsigned levels)
-{
-	__mmask32 m = _mm512_cmpge_epu16_mask(slot, tree->root);
-	__m512i path = _mm512_maskz_set1_epi16(m, 1), at;
-
-	at = _mm512_mask_mov_epi16(tree->level1[0], m, tree->level1[1]);
-	m = _mm512_cmpge_epu16_mask(slot, at);
-	path = _mm512_mask_add_epi16(path, m, path, _mm512_set1_epi16(2));
-#pragma GCC unroll 4
-	for (unsigned d = 2; d < levels; d++) {
-		at = _mm512_permutexvar_epi16(path, tree->level[d - 2]);
-		m = _mm512_cmpge_epu16_mask(slot, at);
-		path = _mm512_mask_add_epi16(path, m, path,
-					     _mm512_set1_epi16((short)(1 << d)));
-	}
-	return path;
-}
-
-INLINE __m512i leaf(const __m512i table[2], __m512i path, const unsigned levels)
-{
-	return levels <= 5 ? _mm512_permutexvar_epi16(path, table[0]) :
-			     _mm512_permutex2var_epi16(table[0], path, table[1]);
+	tree->sym = _mm512_permutexvar_epi8(
+		_mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(path[0])),
+				   _mm512_cvtepi16_epi8(path[1]), 1),
+		bytes);
 }
 
 /* gcc gives a gather without a mask an undefined destination, on which the
@@ -116,69 +90,117 @@ struct lanes {
 };
 
 /*
- * One step of 32 lanes, after the look-up: with x >> 12 = 16 high + (low >> 12)
- * the new state is freq * 16 * high + freq * (low >> 12) + slot - start, whose
- * last three terms fit 16 bits.
+ * The functions below make one step of 32 lanes in each of k decoders. Each
+ * decoder waits for its own results most of the time, so every instruction is
+ * written down for all of them before the next one.
  */
-INLINE void advance(struct lanes *x, __m512i freq16, __m512i offset)
+#define EACH _Pragma("GCC unroll 4") for (unsigned i = 0; i < k; i++)
+
+/* Paths of the slots. */
+INLINE void tree_find(const struct tree *tree, const __m512i *slot, __m512i *path,
+		      const unsigned levels, const unsigned k)
+{
+	__m512i at[4];
+	__mmask32 m[4];
+
+	EACH m[i] = _mm512_cmpge_epu16_mask(slot[i], tree->root);
+	EACH path[i] = _mm512_maskz_set1_epi16(m[i], 1);
+	EACH at[i] = _mm512_mask_mov_epi16(tree->level1[0], m[i], tree->level1[1]);
+	EACH m[i] = _mm512_cmpge_epu16_mask(slot[i], at[i]);
+	EACH path[i] = _mm512_mask_add_epi16(path[i], m[i], path[i],
+					     _mm512_set1_epi16(2));
+#pragma GCC unroll 4
+	for (unsigned d = 2; d < levels; d++) {
+		const __m512i bit = _mm512_set1_epi16((short)(1 << d));
+
+		EACH at[i] = _mm512_permutexvar_epi16(path[i], tree->level[d - 2]);
+		EACH m[i] = _mm512_cmpge_epu16_mask(slot[i], at[i]);
+		EACH path[i] = _mm512_mask_add_epi16(path[i], m[i], path[i], bit);
+	}
+}
+
+INLINE __m512i leaf(const __m512i table[2], __m512i path, const unsigned levels)
+{
+	return levels <= 5 ? _mm512_permutexvar_epi16(path, table[0]) :
+			     _mm512_permutex2var_epi16(table[0], path, table[1]);
+}
+
+/*
+ * After the look-up: with x >> 12 = 16 high + (low >> 12) the new state is
+ * freq * 16 * high + freq * (low >> 12) + slot - start, whose last three terms
+ * fit 16 bits.
+ */
+INLINE void advance(struct lanes *x, const __m512i *freq16, const __m512i *offset,
+		    const unsigned k)
 {
 	const __m512i top4 = _mm512_set1_epi16((short)0xf000);
-	__m512i words = _mm512_loadu_si512(x->next);
-	__m512i small = _mm512_add_epi16(
-		_mm512_mulhi_epu16(freq16, _mm512_and_si512(x->low, top4)), offset);
-	__m512i low = _mm512_mullo_epi16(freq16, x->high);
-	__m512i high = _mm512_mulhi_epu16(freq16, x->high), sum;
-	__mmask32 m;
+	__m512i small[4], sum[4], high[4], words[4];
+	__mmask32 m[4];
 
-	sum = _mm512_add_epi16(low, small);
-	m = _mm512_cmplt_epu16_mask(sum, small); /* carry */
-	high = _mm512_mask_add_epi16(high, m, high, _mm512_set1_epi16(1));
-	m = _mm512_testn_epi16_mask(high, high); /* below 65536 */
-	x->high = _mm512_mask_mov_epi16(high, m, sum);
-	x->low = _mm512_mask_expand_epi16(sum, m, words);
-	x->next += __builtin_popcount(m);
+	EACH small[i] = _mm512_mulhi_epu16(freq16[i],
+					   _mm512_and_si512(x[i].low, top4));
+	EACH sum[i] = _mm512_mullo_epi16(freq16[i], x[i].high);
+	EACH high[i] = _mm512_mulhi_epu16(freq16[i], x[i].high);
+	EACH small[i] = _mm512_add_epi16(small[i], offset[i]);
+	EACH sum[i] = _mm512_add_epi16(sum[i], small[i]);
+	EACH m[i] = _mm512_cmplt_epu16_mask(sum[i], small[i]); /* carry */
+	EACH high[i] = _mm512_mask_add_epi16(high[i], m[i], high[i],
+					     _mm512_set1_epi16(1));
+	EACH {
+		words[i] = _mm512_loadu_si512(x[i].next);
+		/* Loaded here, not by the expansion that waits for the mask. */
+		__asm__("" : "+v"(words[i]));
+	}
+	EACH m[i] = _mm512_testn_epi16_mask(high[i], high[i]); /* < 65536 */
+	EACH x[i].high = _mm512_mask_mov_epi16(high[i], m[i], sum[i]);
+	EACH x[i].low = _mm512_mask_expand_epi16(sum[i], m[i], words[i]);
+	EACH x[i].next += __builtin_popcount(m[i]);
 }
 
-/* A step by searching; returns the paths. */
-INLINE __m512i step_search(struct lanes *x, const struct tree *tree,
-			   const unsigned levels)
+/* A step by searching; gives the paths. */
+INLINE void step_search(struct lanes *x, const struct tree *tree, __m512i *path,
+			const unsigned levels, const unsigned k)
 {
-	__m512i slot = _mm512_and_si512(x->low, _mm512_set1_epi16(4095));
-	__m512i path = tree_find(tree, slot, levels);
+	__m512i slot[4], freq16[4], offset[4];
 
-	advance(x, leaf(tree->freq16, path, levels),
-		_mm512_sub_epi16(slot, leaf(tree->start, path, levels)));
-	return path;
+	EACH slot[i] = _mm512_and_si512(x[i].low, _mm512_set1_epi16(4095));
+	tree_find(tree, slot, path, levels, k);
+	EACH freq16[i] = leaf(tree->freq16, path[i], levels);
+	EACH offset[i] = _mm512_sub_epi16(slot[i], leaf(tree->start, path[i], levels));
+	advance(x, freq16, offset, k);
 }
 
-/* A step by gathering; returns the symbols. Even lanes and odd ones apart. */
-INLINE __m512i step_gather(struct lanes *x, const uint32_t *slot)
+/* A step by gathering; gives the symbols. Even lanes and odd ones apart. */
+INLINE void step_gather(struct lanes *x, const uint32_t *slot, __m512i *sym,
+			const unsigned k)
 {
 	const __m512i low12 = _mm512_set1_epi32(4095);
 	const __m512i even = _mm512_set1_epi32(0xffff);
-	__m512i a = gather(slot, _mm512_and_si512(x->low, low12));
-	__m512i b = gather(slot, _mm512_and_si512(_mm512_srli_epi32(x->low, 16),
+	__m512i a[4], b[4], freq16[4], offset[4];
+
+	EACH a[i] = gather(slot, _mm512_and_si512(x[i].low, low12));
+	EACH b[i] = gather(slot, _mm512_and_si512(_mm512_srli_epi32(x[i].low, 16),
 						  low12));
 	/* even ? a : b */
-	__m512i f = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a, 8),
-					      _mm512_slli_epi32(b, 8), 0xca);
-	__m512i o = _mm512_ternarylogic_epi32(even, a, _mm512_slli_epi32(b, 16),
-					      0xca);
-	__m512i s = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a, 16), b,
-					      0xca);
-
-	advance(x, _mm512_and_si512(f, _mm512_set1_epi16((short)0xfff0)),
-		_mm512_and_si512(o, _mm512_set1_epi16(4095)));
-	return _mm512_srli_epi16(s, 8);
+	EACH freq16[i] = _mm512_and_si512(
+		_mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a[i], 8),
+					  _mm512_slli_epi32(b[i], 8), 0xca),
+		_mm512_set1_epi16((short)0xfff0));
+	EACH offset[i] = _mm512_and_si512(
+		_mm512_ternarylogic_epi32(even, a[i], _mm512_slli_epi32(b[i], 16),
+					  0xca),
+		_mm512_set1_epi16(4095));
+	EACH sym[i] = _mm512_srli_epi16(
+		_mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a[i], 16), b[i],
+					  0xca), 8);
+	advance(x, freq16, offset, k);
 }
 
-/* Four steps' symbols, 16 bits each in the order of the lanes -> 128 bytes. */
-INLINE void collect(const __m512i s[4], __m512i out[2])
+/* Two pairs of steps' symbols, in the order of the lanes -> 128 bytes. */
+INLINE void collect(__m512i a, __m512i b, __m512i out[2])
 {
 	const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
 	const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-	__m512i a = _mm512_or_si512(s[0], _mm512_slli_epi16(s[1], 8));
-	__m512i b = _mm512_or_si512(s[2], _mm512_slli_epi16(s[3], 8));
 	__m512i lo = _mm512_unpacklo_epi16(a, b), hi = _mm512_unpackhi_epi16(a, b);
 
 	out[0] = _mm512_permutex2var_epi64(lo, first, hi);
@@ -215,33 +237,37 @@ INLINE void lanes_store(const struct lanes *x, struct eq_rans_dec *d)
 	d->next = x->next;
 }
 
-/* k decoders side by side, k and levels constants; levels 0: by gathering. Each
- * decoder waits for its own results most of the time. */
+/* k decoders of one table side by side, k and levels constants; levels 0: by
+ * gathering. */
 INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 		     size_t groups, const unsigned k, const unsigned levels)
 {
+	const uint32_t *slot = dec[0]->table->slot;
 	struct lanes x[4];
 	struct tree tree;
 
 	if (levels)
 		tree_init(&tree, dec[0]->table, levels);
-	for (unsigned i = 0; i < k; i++)
-		lanes_load(&x[i], dec[i]);
+	EACH lanes_load(&x[i], dec[i]);
 	for (size_t g = 0; g < groups; g++) {
-		__m512i s[4][4], o[2];
+		__m512i pair[2][4], o[2];
 
 #pragma GCC unroll 4
 		for (unsigned t = 0; t < 4; t++) {
-#pragma GCC unroll 4
-			for (unsigned i = 0; i < k; i++)
-				s[i][t] = levels ? step_search(&x[i], &tree, levels) :
-						   step_gather(&x[i], dec[i]->table->slot);
+			__m512i s[4];
+
+			if (levels)
+				step_search(x, &tree, s, levels, k);
+			else
+				step_gather(x, slot, s, k);
+			EACH pair[t / 2][i] = t % 2 == 0 ? s[i] :
+				_mm512_or_si512(pair[t / 2][i],
+						_mm512_slli_epi16(s[i], 8));
 		}
-#pragma GCC unroll 4
-		for (unsigned i = 0; i < k; i++) {
+		EACH {
 			uint8_t *to = out[i] + g * EQ_GROUP;
 
-			collect(s[i], o);
+			collect(pair[0][i], pair[1][i], o);
 			if (levels) {
 				o[0] = _mm512_permutexvar_epi8(o[0], tree.sym);
 				o[1] = _mm512_permutexvar_epi8(o[1], tree.sym);
@@ -254,8 +280,7 @@ INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 			}
 		}
 	}
-	for (unsigned i = 0; i < k; i++)
-		lanes_store(&x[i], dec[i]);
+	EACH lanes_store(&x[i], dec[i]);
 }
 
 #define EQ_DECODE(levels)                                                      \
@@ -324,8 +349,13 @@ INLINE void group_entries(const struct eq_rans_enc *enc, const uint8_t *sym,
 		memcpy(&b, sym + 4 * l + 4, 4);
 #pragma GCC unroll 4
 		for (unsigned t = 0; t < 4; t++, a >>= 8, b >>= 8) {
-			entry[t][l] = enc->entry[(uint8_t)a];
-			entry[t][l + 1] = enc->entry[(uint8_t)b];
+			uint64_t ea = enc->entry[(uint8_t)a];
+			uint64_t eb = enc->entry[(uint8_t)b];
+
+			/* clang would make gathers of this. */
+			__asm__("" : "+r"(ea), "+r"(eb));
+			entry[t][l] = ea;
+			entry[t][l + 1] = eb;
 		}
 	}
 }
