@@ -14,7 +14,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "format.h"
 #include "model.h"
 #include "quant.h"
 
