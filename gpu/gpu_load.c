@@ -5,6 +5,7 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <limits.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,10 +17,13 @@
 
 /* A GPU's back end with what it takes to let go of it. */
 struct loaded {
-	struct eq_backend backend;      /* first, so that one is the other */
-	const struct eq_backend *inner;
+	struct eq_backend backend;
+	struct eq_gpu_open open;
 	const struct eq_gpu_abi *abi;
 	void *handle;
+	pthread_mutex_t lock;
+	const struct eq_backend *inner; /* under the lock, as is the next */
+	int error;              /* why there is no inner one */
 };
 
 static void log_stderr(void *arg, const char *line)
@@ -78,66 +82,93 @@ static int module_check(void *handle, const struct eq_gpu_abi **out, struct eq_e
 	return 0;
 }
 
-static int loaded_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
+/* Open the device, once. */
+static int device_open(struct loaded *l, const struct eq_backend **out, struct eq_error *err)
 {
-	const struct loaded *l = ctx;
+	char text[256] = "";
+	int rc;
 
-	return l->inner->decode(l->inner->ctx, jobs, n);
+	pthread_mutex_lock(&l->lock);
+	if (!l->inner && !l->error) {
+		l->error = l->abi->open(&l->open, &l->inner, text, sizeof(text));
+		if (l->error)
+			eq_fail(err, l->error, "GPU: %s", text);
+	}
+	*out = l->inner;
+	rc = l->error;
+	pthread_mutex_unlock(&l->lock);
+	return rc;
 }
 
-static int gpu_load(int device, uint64_t mem_limit, void (*log)(void *arg, const char *line),
-		    void *log_arg, const struct eq_backend **out, struct eq_error *err)
+static int loaded_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 {
-	struct eq_gpu_open o = { .device = device, .mem_limit = mem_limit,
-				 .cpu = eq_backend_cpu(), .log = log ? log : log_stderr,
-				 .log_arg = log_arg };
+	const struct eq_backend *inner;
+	struct eq_error err = { "" };
+	struct loaded *l = ctx;
+	int rc = device_open(l, &inner, &err);
+
+	if (rc == 0)
+		return inner->decode(inner->ctx, jobs, n);
+	if (err.text[0])
+		l->open.log(l->open.log_arg, err.text);
+	return rc;
+}
+
+static int gpu_load(const struct eq_gpu_options *o, int device, const struct eq_backend **out,
+		    struct eq_error *err)
+{
 	struct loaded *l = calloc(1, sizeof(*l));
-	char text[256] = "";
 	int rc;
 
 	if (!l)
 		return eq_fail(err, -ENOMEM, "GPU: out of memory");
+	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, "cuda", loaded_decode, l };
+	l->open = (struct eq_gpu_open){ .device = device, .mem_limit = o->mem_limit,
+					.cpu = eq_backend_cpu(),
+					.log = o->log ? o->log : log_stderr,
+					.log_arg = o->log_arg };
+	pthread_mutex_init(&l->lock, NULL);
 	rc = module_open(&l->handle, err);
 	if (rc)
 		goto free;
 	rc = module_check(l->handle, &l->abi, err);
+	if (rc == 0 && !o->later) {
+		rc = device_open(l, out, err);
+		if (rc == 0)
+			l->backend.name = (*out)->name;
+	}
 	if (rc)
 		goto close;
-	rc = l->abi->open(&o, &l->inner, text, sizeof(text));
-	if (rc) {
-		eq_fail(err, rc, "GPU: %s", text);
-		goto close;
-	}
-	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, l->inner->name, loaded_decode, l };
 	*out = &l->backend;
 	return 0;
 close:
 	dlclose(l->handle);
 free:
+	pthread_mutex_destroy(&l->lock);
 	free(l);
+	*out = NULL;
 	return rc;
 }
 
-int eq_gpu_backend(const char *spec, uint64_t mem_limit,
-		   void (*log)(void *arg, const char *line), void *log_arg,
-		   const struct eq_backend **out, struct eq_error *err)
+int eq_gpu_backend(const struct eq_gpu_options *o, const struct eq_backend **out,
+		   struct eq_error *err)
 {
 	int device = -1, rc;
 	char *end;
 
 	*out = NULL;
-	if (strcmp(spec, "off") == 0) {
+	if (strcmp(o->spec, "off") == 0) {
 		*out = eq_backend_cpu();
 		return 0;
 	}
-	if (strcmp(spec, "auto") != 0) {
-		unsigned long n = strtoul(spec, &end, 10);
+	if (strcmp(o->spec, "auto") != 0) {
+		unsigned long n = strtoul(o->spec, &end, 10);
 
-		if (*spec < '0' || *spec > '9' || *end || n > 1023)
-			return eq_fail(err, -EINVAL, "gpu=%s: not auto, off or a number", spec);
+		if (*o->spec < '0' || *o->spec > '9' || *end || n > 1023)
+			return eq_fail(err, -EINVAL, "gpu=%s: not auto, off or a number", o->spec);
 		device = (int)n;
 	}
-	rc = gpu_load(device, mem_limit, log, log_arg, out, err);
+	rc = gpu_load(o, device, out, err);
 	if (device >= 0 || rc == 0 || rc == -EINVAL)
 		return rc;
 	*out = eq_backend_cpu(); /* "auto": it was worth a try */
@@ -152,9 +183,15 @@ bool eq_gpu_is(const struct eq_backend *be)
 int eq_gpu_bench(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
 		 unsigned copies, unsigned runs, struct eq_gpu_measure *out)
 {
-	const struct loaded *l = be->ctx;
+	const struct eq_backend *inner;
+	struct eq_error err;
+	struct loaded *l = be->ctx;
+	int rc;
 
-	return eq_gpu_is(be) ? l->abi->measure(l->inner, jobs, n, copies, runs, out) : -ENOTSUP;
+	if (!eq_gpu_is(be))
+		return -ENOTSUP;
+	rc = device_open(l, &inner, &err);
+	return rc ? rc : l->abi->measure(inner, jobs, n, copies, runs, out);
 }
 
 void eq_gpu_release(const struct eq_backend *be)
@@ -164,7 +201,9 @@ void eq_gpu_release(const struct eq_backend *be)
 	if (!be || !eq_gpu_is(be))
 		return;
 	l = be->ctx;
-	l->abi->close(l->inner);
+	if (l->inner)
+		l->abi->close(l->inner);
 	dlclose(l->handle);
+	pthread_mutex_destroy(&l->lock);
 	free(l);
 }

@@ -11,24 +11,29 @@
 #include "eqcodec.h"
 #include "gpu_abi.h"
 
+struct eq_gpu_options {
+	/* "off"; "auto": a GPU if there is one that works; or the number of one,
+	 * and then it is an error if it does not. */
+	const char *spec;
+	uint64_t mem_limit;     /* bytes of device memory to use at most, 0: 256 MiB */
+	/* Leave the device alone until something is to be decoded: for programs
+	 * that fork first, which no GPU survives. What goes wrong then is logged. */
+	bool later;
+	/* Gets one line when a device fails, from any thread; NULL: to stderr. */
+	void (*log)(void *arg, const char *line);
+	void *log_arg;
+};
+
 /*
- * spec: "off"; "auto": a GPU if there is one that works; or the number of one,
- * and then it is an error if it does not. mem_limit: bytes of device memory to
- * use at most, 0 for 256 MiB. The module is looked for as $EQFS_CUDA_MODULE says,
- * beside the program, and in the package's library directory.
- *
- * On success *out is a back end for any number of threads, the CPU's if no GPU is
- * used; give it to eq_gpu_release when nobody uses it any more. A GPU that fails
- * later has its decode() return an error, then and from then on, upon which
- * eq_archive_decode goes on with the CPU; `log` (may be NULL: standard error)
- * gets one line about it, from any thread.
- *
- * To be called after fork(), if there is one: a GPU does not survive that.
+ * Open a back end. The module is looked for as $EQFS_CUDA_MODULE says, beside the
+ * program, and in the package's library directory. *out is for any number of
+ * threads, and the CPU's if no GPU is used; give it to eq_gpu_release when nobody
+ * uses it any more. A GPU that fails has its decode() return an error, then and
+ * from then on, upon which eq_archive_decode goes on with the CPU.
  * Errors: -EINVAL (spec, mem_limit), -ENOENT (no module), -ENODEV, -ENOMEM.
  */
-int eq_gpu_backend(const char *spec, uint64_t mem_limit,
-		   void (*log)(void *arg, const char *line), void *log_arg,
-		   const struct eq_backend **out, struct eq_error *err);
+int eq_gpu_backend(const struct eq_gpu_options *o, const struct eq_backend **out,
+		   struct eq_error *err);
 void eq_gpu_release(const struct eq_backend *be);
 
 /* Is this back end a GPU's? */

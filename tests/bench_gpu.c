@@ -5,7 +5,8 @@
  * and to memory of the host, beside the CPU. Symbols are drawn from a Gaussian;
  * outputs are compared with the CPU's.
  *
- * Usage: bench_gpu [GB of output]
+ * Usage: bench_gpu [GB of output [resident]]; "resident" leaves out what goes
+ * through the host.
  */
 #include <config.h>
 
@@ -25,9 +26,9 @@ struct bench {
 };
 
 static const struct bench benches[] = {
-	{ "quantised, single", true, 0.25, EQ_BF16 },
-	{ "quantised, pair", true, 0.7, EQ_BF16 },
-	{ "quantised, single, f32", true, 0.25, EQ_F32 },
+	{ "quantised, 4 bits", true, 0.25, EQ_BF16 },
+	{ "quantised, 2 bits", true, 1.2, EQ_BF16 },
+	{ "quantised, 4 bits, f32", true, 0.25, EQ_F32 },
 	{ "lossless bf16", false, 0, EQ_BF16 },
 	{ "lossless bf16, exponents of 60 symbols", false, 1, EQ_BF16 },
 	{ "lossless f16", false, 0, EQ_F16 },
@@ -226,11 +227,13 @@ static void bench_host(const struct eq_backend *be, struct data *d, struct eq_po
 int main(int argc, char **argv)
 {
 	double gigabytes = argc > 1 ? atof(argv[1]) : 8;
+	bool through_host = argc < 3 || strcmp(argv[2], "resident");
+	const struct eq_gpu_options options = { .spec = "0" };
 	const struct eq_backend *gpu;
 	struct eq_pool *pool;
 	struct eq_error err;
 
-	if (eq_gpu_backend("0", 0, NULL, NULL, &gpu, &err)) {
+	if (eq_gpu_backend(&options, &gpu, &err)) {
 		printf("no GPU: %s\n", err.text);
 		return 0;
 	}
@@ -251,7 +254,7 @@ int main(int argc, char **argv)
 		for (unsigned k = 0; k < CHUNKS; k++)
 			d->job[k].out = d->out + (size_t)k * CHUNK * d->coding.unit;
 		bench_resident(gpu, &benches[i], d, gigabytes);
-		if (benches[i].dtype == EQ_BF16) {
+		if (benches[i].dtype == EQ_BF16 && through_host) {
 			bench_host(eq_backend_cpu(), d, pool);
 			bench_host(gpu, d, pool);
 		}

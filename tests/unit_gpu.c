@@ -28,6 +28,15 @@ static void count_log(void *arg, const char *line)
 	logged++;
 }
 
+static int open_gpu(const char *spec, uint64_t mem_limit, bool later,
+		    const struct eq_backend **out, struct eq_error *err)
+{
+	const struct eq_gpu_options o = { .spec = spec, .mem_limit = mem_limit, .later = later,
+					  .log = count_log };
+
+	return eq_gpu_backend(&o, out, err);
+}
+
 /* Jobs for both sides, in one call each. */
 struct batch {
 	const char *name[512];
@@ -48,30 +57,40 @@ static void batch_add(struct batch *b, const char *name, const struct eq_decode_
 	b->cpu_out[b->n++] = must_alloc(len);
 }
 
-static void batch_check(struct batch *b)
+/* Decode both ways and free the outputs; what differs, or NULL. For any thread,
+ * which cmocka's assertions are not. */
+static const char *batch_differs(struct batch *b)
 {
 	struct eq_decode_job *cpu = must_alloc(b->n * sizeof(*cpu));
+	const char *bad = NULL;
 
 	memcpy(cpu, b->job, b->n * sizeof(*cpu));
 	for (size_t i = 0; i < b->n; i++) {
 		cpu[i].out = b->cpu_out[i];
 		b->job[i].status = 99;
 	}
-	assert_int_equal(eq_backend_cpu()->decode(NULL, cpu, b->n), 0);
-	assert_int_equal(gpu->decode(gpu->ctx, b->job, b->n), 0);
+	if (eq_backend_cpu()->decode(NULL, cpu, b->n) || gpu->decode(gpu->ctx, b->job, b->n))
+		bad = "decode() itself";
 	for (size_t i = 0; i < b->n; i++) {
 		size_t len = (size_t)cpu[i].n_units * cpu[i].plan->unit;
 
-		if (b->job[i].status != cpu[i].status)
-			fail_msg("%s: status %d, on the CPU %d", b->name[i], b->job[i].status,
-				 cpu[i].status);
-		if (!cpu[i].status && memcmp(b->job[i].out, cpu[i].out, len))
-			fail_msg("%s: other units than on the CPU", b->name[i]);
+		if (b->job[i].status != cpu[i].status ||
+		    (!cpu[i].status && memcmp(b->job[i].out, cpu[i].out, len)))
+			bad = b->name[i];
 		free(b->job[i].out);
 		free(cpu[i].out);
 	}
 	free(cpu);
 	b->n = 0;
+	return bad;
+}
+
+static void batch_check(struct batch *b)
+{
+	const char *bad = batch_differs(b);
+
+	if (bad)
+		fail_msg("%s: not as on the CPU", bad);
 }
 
 static void test_good(void **state)
@@ -127,13 +146,15 @@ static void test_lengths(void **state)
 	}
 }
 
-/* Damaged chunks among good ones: each gets its own verdict. */
-static void check_damaged(uint64_t seed, unsigned rounds)
+/* Damaged chunks among good ones: each gets its own verdict. What differs, or
+ * NULL. */
+static const char *damaged_differs(uint64_t seed, unsigned rounds)
 {
 	struct batch *b = must_alloc(sizeof(*b));
+	const char *bad = NULL;
 
 	b->n = 0;
-	for (unsigned i = 0; i < GPU_CASES; i++) {
+	for (unsigned i = 0; i < GPU_CASES && !bad; i++) {
 		const struct gpu_case *g = &gpu_cases[i];
 		uint8_t *copy[512];
 		struct gpu_tensor t;
@@ -149,25 +170,26 @@ static void check_damaged(uint64_t seed, unsigned rounds)
 			job.in = copy[n];
 			batch_add(b, g->name, &job);
 		}
-		batch_check(b);
+		bad = batch_differs(b);
 		while (n)
 			free(copy[--n]);
 		gpu_tensor_free(&t);
 	}
 	free(b);
+	return bad;
 }
 
 static void test_damaged(void **state)
 {
 	(void)state;
-	check_damaged(23, 300);
+	assert_null(damaged_differs(23, 300));
 }
 
 static void *thread_main(void *arg)
 {
-	for (unsigned i = 0; i < 4; i++)
-		check_damaged(*(uint64_t *)arg + i, 60);
-	return NULL;
+	uint64_t *seed = arg;
+
+	return (void *)(uintptr_t)damaged_differs(*seed, 60);
 }
 
 /* More threads than there are slots. */
@@ -175,26 +197,30 @@ static void test_threads(void **state)
 {
 	pthread_t thread[24];
 	uint64_t seed[24];
+	void *bad;
 
 	(void)state;
 	for (unsigned i = 0; i < 24; i++) {
 		seed[i] = 100 * i;
 		assert_int_equal(pthread_create(&thread[i], NULL, thread_main, &seed[i]), 0);
 	}
-	for (unsigned i = 0; i < 24; i++)
-		assert_int_equal(pthread_join(thread[i], NULL), 0);
+	for (unsigned i = 0; i < 24; i++) {
+		assert_int_equal(pthread_join(thread[i], &bad), 0);
+		if (bad)
+			fail_msg("%s: not as on the CPU", (const char *)bad);
+	}
 }
 
-/* The least memory there can be: one slot for everybody. */
+/* The least memory there can be: one slot for everybody; opened when wanted. */
 static void test_little_memory(void **state)
 {
 	const struct eq_backend *all = gpu, *small;
 	struct eq_error err;
 
 	(void)state;
-	assert_int_equal(eq_gpu_backend("0", 1 << 20, count_log, NULL, &small, &err), -EINVAL);
+	assert_int_equal(open_gpu("0", 1 << 20, false, &small, &err), -EINVAL);
 	assert_null(small);
-	assert_int_equal(eq_gpu_backend("0", 24 << 20, count_log, NULL, &small, &err), 0);
+	assert_int_equal(open_gpu("auto", 24 << 20, true, &small, &err), 0);
 	gpu = small;
 	test_threads(NULL);
 	gpu = all;
@@ -257,7 +283,7 @@ int main(void)
 	struct eq_error err = { "" };
 	int rc;
 
-	if (eq_gpu_backend("0", 0, count_log, NULL, &gpu, &err)) {
+	if (open_gpu("0", 0, false, &gpu, &err)) {
 		fprintf(stderr, "no GPU: %s\n", err.text);
 		return require && strstr(require, "gpu") ? 1 : 77;
 	}

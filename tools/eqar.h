@@ -27,14 +27,15 @@ int eq_cmd_bench(int argc, char **argv);
 struct eq_common {
 	bool quiet, verbose, json;
 	unsigned jobs;          /* threads, 0: as many as CPUs */
+	const char *gpu;        /* auto, off or a number; NULL: off */
 };
 
 /*
- * Handle one of the common options (-q -v -j N --json --help), as getopt_long
+ * Handle one of the common options (-q -v -j N --gpu --json --help), as getopt_long
  * returned it. False if it is none, or not well-formed (said); then the command
  * is to return eq_cli_usage. --help prints the text and sets *done.
  */
-enum { EQ_OPT_JSON = 256, EQ_OPT_HELP, EQ_OPT_OWN };
+enum { EQ_OPT_JSON = 256, EQ_OPT_HELP, EQ_OPT_GPU, EQ_OPT_OWN };
 bool eq_common_option(struct eq_common *c, int opt, const char *arg,
 		      const char *help, bool *done);
 
@@ -45,7 +46,7 @@ struct eq_runner {
 	struct eq_cli_progress progress;
 };
 
-/* Threads and progress by the options. 0, or a negative errno (said). */
+/* Threads, progress and back end by the options. 0, or a negative errno (said). */
 int eq_runner_init(struct eq_runner *r, const struct eq_common *c);
 void eq_runner_fini(struct eq_runner *r);
 /* Take the progress line away and say err, or the phrase for rc. */
@@ -94,8 +95,9 @@ void eq_xattrs_copy(int to, int from);
  * end of the file. buf holds max bytes, and max must be at least the largest
  * extent (eq_decode_max).
  */
-int eq_decode_range(struct eq_archive *a, struct eq_pool *pool, uint64_t off,
-		    void *buf, size_t max, size_t *got, struct eq_error *err);
+int eq_decode_range(struct eq_archive *a, const struct eq_run *run,
+		    uint64_t off, void *buf, size_t max, size_t *got,
+		    struct eq_error *err);
 /* The largest extent of the archive, or a negative error. */
 int64_t eq_decode_max(const struct eq_archive *a);
 

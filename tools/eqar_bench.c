@@ -15,17 +15,22 @@
 #include <string.h>
 #include <time.h>
 
+#include "backend.h"
+#include "gpu_load.h"
+
 static const char help[] =
 "Usage: eqar bench [OPTION]... ARCHIVE\n"
 "Decode ARCHIVE in memory with 1, 2, 4, ... threads and print decoded GB/s, the\n"
 "best of several rounds, beside memcpy's in the same run. Checksums included.\n"
 "\n"
 "  -j, --jobs=N         no more than N threads (default: one a CPU)\n"
+"      --gpu=GPU        decode on a GPU: auto, off (default) or its number\n"
 "      --json           a JSON object on a line\n"
 "      --help           this text\n";
 
 static const struct option long_options[] = {
 	{ "jobs", required_argument, NULL, 'j' },
+	{ "gpu", required_argument, NULL, EQ_OPT_GPU },
 	{ "json", no_argument, NULL, EQ_OPT_JSON },
 	{ "help", no_argument, NULL, EQ_OPT_HELP },
 	{ NULL, 0, NULL, 0 },
@@ -41,7 +46,7 @@ static const struct option long_options[] = {
 
 struct bench {
 	struct eq_archive *a;
-	struct eq_pool *pool;
+	struct eq_run run;
 	uint8_t *out, *from;    /* window bytes each */
 	size_t window;
 	struct eq_error err;
@@ -68,7 +73,7 @@ static int decode_pass(struct bench *b)
 	int rc = 0;
 
 	for (uint64_t off = 0; rc == 0 && off < size; off += got)
-		rc = eq_decode_range(b->a, b->pool, off, b->out, b->window,
+		rc = eq_decode_range(b->a, &b->run, off, b->out, b->window,
 				     &got, &b->err);
 	return rc;
 }
@@ -83,7 +88,7 @@ static void copy_piece(void *arg, size_t i)
 
 static int copy_pass(struct bench *b)
 {
-	eq_pool_for(b->pool, (b->window + COPY_PIECE - 1) / COPY_PIECE,
+	eq_pool_for(b->run.pool, (b->window + COPY_PIECE - 1) / COPY_PIECE,
 		    copy_piece, b);
 	return 0;
 }
@@ -115,28 +120,29 @@ static int bench_threads(struct bench *b, unsigned threads, struct result *r)
 	int rc = 0;
 
 	r->threads = threads;
-	b->pool = NULL;
+	b->run.pool = NULL;
 	if (threads > 1)
-		rc = eq_pool_create(threads - 1, &b->pool);
+		rc = eq_pool_create(threads - 1, &b->run.pool);
 	if (rc == 0)
 		rc = measure(b, decode_pass, eq_archive_info(b->a)->size,
 			     &r->decode);
 	if (rc == 0)
 		rc = measure(b, copy_pass, b->window, &r->copy);
-	eq_pool_free(b->pool);
+	eq_pool_free(b->run.pool);
 	return rc;
 }
 
 static int print_results(const struct result *r, size_t n, bool json,
-			 const char *path, const struct eq_file_info *info)
+			 const char *path, const char *backend,
+			 const struct eq_file_info *info)
 {
 	cJSON *o, *rows;
 
 	if (!json) {
-		printf("%s, %.1f%% of its size, instruction set %s\n"
+		printf("%s, %.1f%% of its size, decoded by %s\n"
 		       "threads  decode GB/s  memcpy GB/s  ratio\n", path,
 		       (double)info->stored * 100 / (double)info->size,
-		       eq_cpu_isa());
+		       backend);
 		for (size_t i = 0; i < n; i++)
 			printf("%7u  %11.2f  %11.2f  %5.2f\n", r[i].threads,
 			       r[i].decode / 1e9, r[i].copy / 1e9,
@@ -146,6 +152,7 @@ static int print_results(const struct result *r, size_t n, bool json,
 	o = cJSON_CreateObject();
 	eq_cli_json_string(o, "file", path, strlen(path));
 	cJSON_AddStringToObject(o, "isa", eq_cpu_isa());
+	cJSON_AddStringToObject(o, "backend", backend);
 	eq_cli_json_number(o, "logical_size", (double)info->size);
 	eq_cli_json_number(o, "stored_size", (double)info->stored);
 	rows = cJSON_AddArrayToObject(o, "runs");
@@ -187,7 +194,8 @@ static int bench_archive(struct bench *b, const struct eq_common *c,
 			break;
 	}
 	if (rc == 0)
-		rc = print_results(results, n, c->json, path, info);
+		rc = print_results(results, n, c->json, path,
+				   b->run.backend->name, info);
 	free(b->out);
 	free(b->from);
 	return rc;
@@ -212,10 +220,18 @@ int eq_cmd_bench(int argc, char **argv)
 			     "too many operands");
 		return eq_cli_usage("eqar bench");
 	}
+	rc = eq_gpu_backend(&(struct eq_gpu_options){
+				    .spec = c.gpu ? c.gpu : "off" },
+			    &b.run.backend, &b.err);
+	if (rc) {
+		eq_cli_error("%s", b.err.text);
+		return EQ_EXIT_FAIL;
+	}
 	b.a = eq_input_archive(AT_FDCWD, argv[optind], argv[optind], &st,
 			       &b.err);
 	if (!b.a) {
 		eq_cli_error("%s", b.err.text);
+		eq_gpu_release(b.run.backend);
 		return EQ_EXIT_FAIL;
 	}
 	rc = bench_archive(&b, &c, argv[optind]);
@@ -223,5 +239,6 @@ int eq_cmd_bench(int argc, char **argv)
 		eq_cli_error("%s", b.err.text[0] ? b.err.text :
 			     eq_strerror(rc));
 	eq_archive_close(b.a);
+	eq_gpu_release(b.run.backend);
 	return rc ? EQ_EXIT_FAIL : EQ_EXIT_OK;
 }

@@ -12,6 +12,8 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "gpu_load.h"
+
 /* ---- options ------------------------------------------------------------- */
 
 bool eq_common_option(struct eq_common *c, int opt, const char *arg,
@@ -29,6 +31,9 @@ bool eq_common_option(struct eq_common *c, int opt, const char *arg,
 			return true;
 		eq_cli_error("%s: not a number of threads (1 to 1024)", arg);
 		return false;
+	case EQ_OPT_GPU:
+		c->gpu = arg;
+		return true;
 	case EQ_OPT_JSON:
 		c->json = true;
 		return true;
@@ -43,19 +48,37 @@ bool eq_common_option(struct eq_common *c, int opt, const char *arg,
 
 /* ---- running the codec --------------------------------------------------- */
 
+static void log_gpu(void *arg, const char *line)
+{
+	struct eq_runner *r = arg;
+
+	eq_cli_progress_clear(&r->progress);
+	eq_cli_error("%s", line);
+}
+
 int eq_runner_init(struct eq_runner *r, const struct eq_common *c)
 {
-	int rc = 0;
+	const struct eq_gpu_options gpu = { .spec = c->gpu ? c->gpu : "off",
+					    .log = log_gpu, .log_arg = r };
+	struct eq_error err = { .text = "" };
+	int rc;
 
-	*r = (struct eq_runner){ .run = { .backend = eq_backend_cpu() } };
+	*r = (struct eq_runner){ .run = { .backend = NULL } };
 	eq_cli_progress_init(&r->progress, c->quiet);
+	rc = eq_gpu_backend(&gpu, &r->run.backend, &err);
+	if (rc) {
+		eq_cli_error("%s", err.text);
+		return rc;
+	}
 	r->run.progress = eq_cli_progress_step;
 	r->run.progress_arg = &r->progress;
 	/* The calling thread works as well. */
 	if (c->jobs != 1)
 		rc = eq_pool_create(c->jobs ? c->jobs - 1 : 0, &r->run.pool);
-	if (rc)
+	if (rc) {
 		eq_cli_error("cannot start threads: %s", eq_strerror(rc));
+		eq_gpu_release(r->run.backend);
+	}
 	return rc;
 }
 
@@ -63,6 +86,7 @@ void eq_runner_fini(struct eq_runner *r)
 {
 	eq_cli_progress_clear(&r->progress);
 	eq_pool_free(r->run.pool);
+	eq_gpu_release(r->run.backend);
 }
 
 void eq_runner_error(struct eq_runner *r, const char *path, int rc,
@@ -253,6 +277,7 @@ void eq_xattrs_copy(int to, int from)
 
 struct decode {
 	struct eq_archive *a;
+	const struct eq_backend *backend;
 	struct eq_extent_job *jobs;
 	struct eq_error *errs;  /* one a group: threads must not share it */
 	size_t n;
@@ -263,14 +288,15 @@ static void decode_group(void *arg, size_t i)
 	struct decode *d = arg;
 	size_t first = i * DECODE_GROUP, n = d->n - first;
 
-	eq_archive_decode(d->a, eq_backend_cpu(), d->jobs + first,
+	eq_archive_decode(d->a, d->backend, d->jobs + first,
 			  n < DECODE_GROUP ? n : DECODE_GROUP, &d->errs[i]);
 }
 
-int eq_decode_range(struct eq_archive *a, struct eq_pool *pool, uint64_t off,
-		    void *buf, size_t max, size_t *got, struct eq_error *err)
+int eq_decode_range(struct eq_archive *a, const struct eq_run *run,
+		    uint64_t off, void *buf, size_t max, size_t *got,
+		    struct eq_error *err)
 {
-	struct decode d = { .a = a };
+	struct decode d = { .a = a, .backend = run->backend };
 	size_t cap = 0, groups;
 	int rc = 0;
 
@@ -303,7 +329,7 @@ int eq_decode_range(struct eq_archive *a, struct eq_pool *pool, uint64_t off,
 		rc = d.errs ? 0 : -ENOMEM;
 	}
 	if (rc == 0)
-		eq_pool_for(pool, groups, decode_group, &d);
+		eq_pool_for(run->pool, groups, decode_group, &d);
 	for (size_t i = 0; rc == 0 && i < d.n; i++) {
 		rc = d.jobs[i].status;
 		if (rc)

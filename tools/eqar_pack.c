@@ -33,6 +33,7 @@ static const char help[] =
 "      --policy=FILE    read the policy from FILE (see eqar(1))\n"
 "\n"
 "  -j, --jobs=N         use N threads (default: one a CPU)\n"
+"      --gpu=GPU        decode on a GPU: auto, off (default) or its number\n"
 "  -q, --quiet          no progress, no summary\n"
 "  -v, --verbose        say more\n"
 "      --json           a JSON object a file on standard output\n"
@@ -60,6 +61,7 @@ static const struct option long_options[] = {
 	{ "jobs", required_argument, NULL, 'j' },
 	{ "quiet", no_argument, NULL, 'q' },
 	{ "verbose", no_argument, NULL, 'v' },
+	{ "gpu", required_argument, NULL, EQ_OPT_GPU },
 	{ "json", no_argument, NULL, EQ_OPT_JSON },
 	{ "help", no_argument, NULL, EQ_OPT_HELP },
 	{ NULL, 0, NULL, 0 },

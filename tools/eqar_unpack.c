@@ -22,6 +22,7 @@ static const char help[] =
 "  -c, --stdout         write to standard output\n"
 "  -f, --force          overwrite OUT\n"
 "  -j, --jobs=N         use N threads (default: one a CPU)\n"
+"      --gpu=GPU        decode on a GPU: auto, off (default) or its number\n"
 "  -q, --quiet          no progress, no summary\n"
 "  -v, --verbose        say more\n"
 "      --json           a JSON object a file on standard output\n"
@@ -34,6 +35,7 @@ static const struct option long_options[] = {
 	{ "jobs", required_argument, NULL, 'j' },
 	{ "quiet", no_argument, NULL, 'q' },
 	{ "verbose", no_argument, NULL, 'v' },
+	{ "gpu", required_argument, NULL, EQ_OPT_GPU },
 	{ "json", no_argument, NULL, EQ_OPT_JSON },
 	{ "help", no_argument, NULL, EQ_OPT_HELP },
 	{ NULL, 0, NULL, 0 },
@@ -80,7 +82,7 @@ static int unpack_stdout(struct eq_runner *r, struct eq_archive *a,
 	if (!buf)
 		rc = max < 0 ? (int)max : -ENOMEM;
 	for (uint64_t off = 0; rc == 0 && off < size; off += got) {
-		rc = eq_decode_range(a, r->run.pool, off, buf, window, &got,
+		rc = eq_decode_range(a, &r->run, off, buf, window, &got,
 				     &err);
 		if (rc == 0) {
 			rc = write_all(STDOUT_FILENO, buf, got);

@@ -24,6 +24,7 @@ static const char help[] =
 "                         lossless; else show the error and check that it is\n"
 "                         what the archive says\n"
 "  -j, --jobs=N         use N threads (default: one a CPU)\n"
+"      --gpu=GPU        decode on a GPU: auto, off (default) or its number\n"
 "  -q, --quiet          only errors\n"
 "      --json           a JSON object an archive, on a line\n"
 "      --help           this text\n";
@@ -33,6 +34,7 @@ static const struct option long_options[] = {
 	{ "against", required_argument, NULL, EQ_OPT_OWN },
 	{ "jobs", required_argument, NULL, 'j' },
 	{ "quiet", no_argument, NULL, 'q' },
+	{ "gpu", required_argument, NULL, EQ_OPT_GPU },
 	{ "json", no_argument, NULL, EQ_OPT_JSON },
 	{ "help", no_argument, NULL, EQ_OPT_HELP },
 	{ NULL, 0, NULL, 0 },

@@ -12,10 +12,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <syslog.h>
 #include <unistd.h>
 
 #include "cli.h"
 #include "eqfs.h"
+#include "gpu_load.h"
 
 #define CONFIG ".eqfs.conf"
 #define MAX_SETTLE 86400.0
@@ -29,11 +31,13 @@ struct options {
 	char *store, *mountpoint;       /* as given */
 	char **set;                     /* policy options in order, "key=value" */
 	size_t n_set;
+	char *gpu;                      /* as given, or NULL */
+	size_t gpu_mem;
 	int foreground, debug, verbose, quiet, read_only, help, version;
 	bool bad;                       /* said */
 };
 
-enum { KEY_POLICY, KEY_SETTLE, KEY_CACHE, KEY_THREADS, KEY_READ_ONLY };
+enum { KEY_POLICY, KEY_SETTLE, KEY_CACHE, KEY_THREADS, KEY_READ_ONLY, KEY_GPU_MEM };
 
 #define FLAG(text, member) { text, offsetof(struct options, member), 1 }
 
@@ -57,6 +61,8 @@ static const struct fuse_opt known[] = {
 	FUSE_OPT_KEY("settle=", KEY_SETTLE),
 	FUSE_OPT_KEY("cache=", KEY_CACHE),
 	FUSE_OPT_KEY("threads=", KEY_THREADS),
+	{ "gpu=%s", offsetof(struct options, gpu), 0 },
+	FUSE_OPT_KEY("gpu-mem=", KEY_GPU_MEM),
 	FUSE_OPT_KEY("ro", KEY_READ_ONLY),
 	FUSE_OPT_END
 };
@@ -137,6 +143,10 @@ static int option(void *data, const char *arg, int key, struct fuse_args *outarg
 		if (parse_size(value, &o->mount.cache_bytes))
 			return bad(o, "not a size of 1M or more", arg);
 		return 0;
+	case KEY_GPU_MEM:
+		if (parse_size(value, &o->gpu_mem))
+			return bad(o, "not a size of 1M or more", arg);
+		return 0;
 	case KEY_THREADS:
 		if (eq_cli_parse_uint(value, 1, MAX_THREADS, &o->mount.threads))
 			return bad(o, "not a number of threads", arg);
@@ -180,6 +190,8 @@ static void help(void)
 	     "  settle=SEC     encode when a file has been quiet that long (default: 2)\n"
 	     "  cache=SIZE     memory for decoded data, as 512M or 2G (default: 256M)\n"
 	     "  threads=N      to decode and encode (default: one a CPU)\n"
+	     "  gpu=GPU        decode on a GPU: auto, off (default) or its number\n"
+	     "  gpu-mem=SIZE   device memory to use at most (default: 256M)\n"
 	     "  ro             read-only; such mounts may share a store\n"
 	     "  allow_other, default_permissions and what else libfuse knows\n"
 	     "\n"
@@ -286,8 +298,23 @@ static int say_policy(const struct options *o)
 	return 0;
 }
 
+/* Any thread; after the mount has gone to the background nobody reads stderr. */
+static void log_gpu(void *arg, const char *line)
+{
+	const struct options *o = arg;
+
+	if (o->mount.foreground)
+		fprintf(stderr, "eqfs: %s\n", line);
+	else
+		syslog(LOG_WARNING, "%s", line);
+}
+
 static int mount_store(struct options *o, struct fuse_args *args)
 {
+	/* The device is opened when it is wanted: eq_mount_run forks first. */
+	const struct eq_gpu_options gpu = { .spec = o->gpu ? o->gpu : "off",
+					    .mem_limit = o->gpu_mem, .later = true,
+					    .log = log_gpu, .log_arg = o };
 	struct eq_error err = { "" };
 	int rc;
 
@@ -297,14 +324,16 @@ static int mount_store(struct options *o, struct fuse_args *args)
 	if (!rc)
 		rc = add_fuse_options(o, args);
 	if (!rc)
+		rc = eq_gpu_backend(&gpu, &o->mount.backend, &err);
+	if (!rc)
 		rc = say_policy(o);
 	if (rc) {
 		eq_cli_error("%s", err.text[0] ? err.text : eq_strerror(rc));
+		eq_gpu_release(o->mount.backend);
 		return EQ_EXIT_FAIL;
 	}
 	o->mount.args = args;
 	o->mount.policy = &o->policy;
-	o->mount.backend = eq_backend_cpu();
 	o->mount.read_only = o->read_only;
 	o->mount.foreground = o->foreground || o->debug;
 	o->mount.level = o->quiet ? EQ_LOG_ERROR : EQ_LOG_WARN;
@@ -312,7 +341,9 @@ static int mount_store(struct options *o, struct fuse_args *args)
 		o->mount.level = EQ_LOG_INFO;
 	if (o->debug)
 		o->mount.level = EQ_LOG_DEBUG;
-	return eq_mount_run(&o->mount) ? EQ_EXIT_FAIL : EQ_EXIT_OK;
+	rc = eq_mount_run(&o->mount);
+	eq_gpu_release(o->mount.backend);
+	return rc ? EQ_EXIT_FAIL : EQ_EXIT_OK;
 }
 
 int main(int argc, char **argv)
@@ -347,6 +378,7 @@ int main(int argc, char **argv)
 	free(o.set);
 	free((char *)o.mount.store);
 	free((char *)o.mount.mountpoint);
+	free(o.gpu);
 	free(o.store);
 	free(o.mountpoint);
 	if (o.mount.store_fd >= 0)

@@ -36,13 +36,13 @@ _eqar() {
 	esac
 	case $command in
 	pack) words='--recursive --dry-run --force --bits= --lambda= --format=
-		--include= --exclude= --policy= --jobs= --quiet --verbose --json --help' ;;
-	unpack) words='--recursive --stdout --force --jobs= --quiet --verbose --json --help' ;;
+		--include= --exclude= --policy= --jobs= --gpu= --quiet --verbose --json --help' ;;
+	unpack) words='--recursive --stdout --force --jobs= --gpu= --quiet --verbose --json --help' ;;
 	ls) words='--long --json --help' ;;
 	stat) words='--json --help' ;;
-	verify) words='--recursive --against= --jobs= --quiet --json --help' ;;
+	verify) words='--recursive --against= --jobs= --gpu= --quiet --json --help' ;;
 	diff) words='--jobs= --quiet --verbose --json --help' ;;
-	bench) words='--jobs= --json --help' ;;
+	bench) words='--jobs= --gpu= --json --help' ;;
 	esac
 	if [[ $cur == -* ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
