@@ -22,6 +22,7 @@
 #define EQ_REF_AT(v) (*(v))
 
 #define EQ_BALLOT(v) __ballot_sync(0xffffffffu, v)
+#define EQ_BALLOT_SMALL(x) eq_ballot_small(x)
 #define EQ_FROM(v, src) __shfl_sync(0xffffffffu, v, src)
 #define EQ_WARP_SYNC() __syncwarp()
 #define EQ_WARP_SUM(v) eq_warp_sum(v)
@@ -42,6 +43,25 @@ EQ_DEV uint32_t eq_warp_sum(uint32_t v)
 	for (int d = 16; d; d >>= 1)
 		v += __shfl_xor_sync(0xffffffffu, v, d);
 	return v;
+}
+
+/* Lanes whose state is under EQ_RANS_L. In PTX, as is what follows, because the
+ * compiler makes two comparisons and a move of them otherwise. */
+EQ_DEV uint32_t eq_ballot_small(uint32_t x)
+{
+	uint32_t mask;
+
+	asm volatile("{ .reg .pred p; setp.lt.u32 p, %1, 65536;"
+		     " vote.sync.ballot.b32 %0, p, 0xffffffff; }" : "=r"(mask) : "r"(x));
+	return mask;
+}
+
+/* x < EQ_RANS_L ? x << 16 | word : x */
+EQ_DEV uint32_t eq_refill(uint32_t x, uint32_t word)
+{
+	asm("{ .reg .pred p; setp.lt.u32 p, %0, 65536;"
+	    " @p prmt.b32 %0, %1, %0, 0x5410; }" : "+r"(x) : "r"(word));
+	return x;
 }
 
 EQ_DEV uint32_t eq_popc(uint32_t x) { return (uint32_t)__popc(x); }

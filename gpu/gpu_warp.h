@@ -83,8 +83,6 @@ EQ_DEV void eq_stream_put(struct eq_stream *s, unsigned char *shared,
 EQ_DEV bool eq_stream_begin(struct eq_stream *s, unsigned char *shared,
 			    uint32_t ring, const unsigned char *p, uint32_t n_words)
 {
-	EQ_PER_LANE(bool, small);
-
 	s->words = p + 128;
 	s->n_words = n_words;
 	s->n_blocks = 0;
@@ -92,13 +90,12 @@ EQ_DEV bool eq_stream_begin(struct eq_stream *s, unsigned char *shared,
 	EQ_EACH_LANE {
 		EQ_AT(s->below) = EQ_LANES_BELOW;
 		EQ_AT(s->x) = ((const uint32_t *)(const void *)p)[lane];
-		EQ_AT(small) = EQ_AT(s->x) < EQ_RANS_L;
 		EQ_AT(s->ahead) = 0;
 	}
 	eq_stream_fetch(s);
 	eq_stream_put(s, shared, ring, 0);
 	eq_stream_put(s, shared, ring, EQ_RING_BLOCK);
-	return EQ_BALLOT(small) == 0;
+	return EQ_BALLOT_SMALL(s->x) == 0;
 }
 
 /* After a group that began at `begin`: take a new block in if one was left. */
@@ -124,17 +121,15 @@ EQ_DEV bool eq_stream_end(const struct eq_stream *s)
 /* ---- symbols --------------------------------------------------------------- */
 
 /* Lanes whose state became too small take the next words, in order of lanes. */
-EQ_DEV void eq_stream_refill(struct eq_stream *s, const unsigned char *shared,
-			     EQ_LANES_OF(bool) low)
+EQ_DEV void eq_stream_refill(struct eq_stream *s, const unsigned char *shared)
 {
-	uint32_t mask = EQ_BALLOT(low);
+	uint32_t mask = EQ_BALLOT_SMALL(s->x);
 
 	EQ_EACH_LANE {
 		uint32_t rank = eq_popc(mask & EQ_AT(s->below));
-		uint32_t word = *(const uint16_t *)(const void *)(shared + s->at + 2 * rank);
 
-		if (EQ_AT(low))
-			EQ_AT(s->x) = eq_perm(word, EQ_AT(s->x), 0x5410);
+		EQ_AT(s->x) = eq_refill(EQ_AT(s->x), *(const uint16_t *)(const void *)
+							     (shared + s->at + 2 * rank));
 	}
 	s->at += 2 * eq_popc(mask);
 }
@@ -147,17 +142,13 @@ EQ_DEV void eq_group_narrow(struct eq_stream *s, unsigned char *shared,
 
 	EQ_UNROLL
 	for (unsigned t = 0; t < 4; t++) {
-		EQ_PER_LANE(bool, low);
-
 		EQ_EACH_LANE {
 			uint32_t x = EQ_AT(s->x), e = table[x & 4095];
 
-			x = (e >> 12 & 4095) * (x >> 12) + (e & 4095);
-			EQ_AT(low) = x < EQ_RANS_L;
-			EQ_AT(s->x) = x;
+			EQ_AT(s->x) = (e >> 12 & 4095) * (x >> 12) + (e & 4095);
 			EQ_AT(out->v)[t] = e;
 		}
-		eq_stream_refill(s, shared, low);
+		eq_stream_refill(s, shared);
 	}
 	eq_stream_turn(s, shared, begin);
 }
@@ -175,8 +166,6 @@ EQ_DEV void eq_group_wide(struct eq_stream *s, unsigned char *shared, const bool
 
 	EQ_UNROLL
 	for (unsigned t = 0; t < 4; t++) {
-		EQ_PER_LANE(bool, low);
-
 		EQ_EACH_LANE {
 			uint32_t x = EQ_AT(s->x);
 			uint64_t e = *(const uint64_t *)(const void *)
@@ -187,13 +176,12 @@ EQ_DEV void eq_group_wide(struct eq_stream *s, unsigned char *shared, const bool
 				x = f * (x >> 12) + (w & 4095);
 			else
 				x = f * eq_funnel(x, 0xffffffffu, 12) + w;
-			EQ_AT(low) = x < EQ_RANS_L;
 			EQ_AT(s->x) = x;
 			EQ_AT(out->v)[t] = (uint32_t)(e >> 32);
 			if (pair)
 				EQ_AT(flags->v)[t] = w;
 		}
-		eq_stream_refill(s, shared, low);
+		eq_stream_refill(s, shared);
 	}
 	eq_stream_turn(s, shared, begin);
 }

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "eqcodec.h"
+#include "format.h"
 #include "kernels.h"
 
 #define EQ_DEV static inline
@@ -24,6 +25,7 @@
 #define EQ_REF_AT(v) (v)[lane]
 
 #define EQ_BALLOT(v) eq_ballot(v)
+#define EQ_BALLOT_SMALL(x) eq_ballot_small(x)
 #define EQ_FROM(v, src) (v)[src]
 #define EQ_WARP_SYNC() ((void)0)
 #define EQ_WARP_SUM(v) eq_warp_sum(v)
@@ -36,6 +38,20 @@ static inline uint32_t eq_ballot(const bool *v)
 	for (unsigned lane = 0; lane < 32; lane++)
 		mask |= (uint32_t)v[lane] << lane;
 	return mask;
+}
+
+static inline uint32_t eq_ballot_small(const uint32_t *x)
+{
+	uint32_t mask = 0;
+
+	for (unsigned lane = 0; lane < 32; lane++)
+		mask |= (uint32_t)(x[lane] < EQ_RANS_L) << lane;
+	return mask;
+}
+
+static inline uint32_t eq_refill(uint32_t x, uint32_t word)
+{
+	return x < EQ_RANS_L ? x << 16 | word : x;
 }
 
 static inline uint32_t eq_warp_sum(const uint32_t *v)

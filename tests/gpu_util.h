@@ -93,7 +93,7 @@ static inline void gpu_tensor_add(struct gpu_tensor *t, const uint8_t *chunk, si
 
 static inline void gpu_tensor_plan(struct gpu_tensor *t, int dtype)
 {
-	static uint8_t params[EQ_PARAMS_MAX];
+	uint8_t params[EQ_PARAMS_MAX] __attribute__((aligned(8)));
 	const struct eq_coding *c = t->coding;
 
 	memset(&t->plan, 0, sizeof(t->plan));
