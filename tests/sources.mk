@@ -8,6 +8,7 @@ UNIT_TESTS = \
 	tests/unit_gpu_emul \
 	tests/unit_model \
 	tests/unit_quant \
+	tests/unit_quant_search \
 	tests/unit_parity \
 	tests/unit_rans \
 	tests/fuzz_safetensors \
@@ -44,6 +45,7 @@ TEST_FILES = \
 	tests/data \
 	tests/cli_lib.sh \
 	tests/codec_util.h \
+	tests/quant_util.h \
 	tests/gpu_lane_host.h \
 	tests/gpu_util.h \
 	tests/gen_model.py \
