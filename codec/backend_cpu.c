@@ -9,13 +9,12 @@
  * before anything is read, tables are complete by construction (every slot has
  * an entry), and the rest is checked while decoding.
  */
-#include <errno.h>
 #include <math.h>
 #include <pthread.h>
 #include <string.h>
-#include <zstd.h>
 
 #include "backend.h"
+#include "backend_simple.h"
 #include "eqcodec.h"
 #include "format.h"
 #include "rans.h"
@@ -507,6 +506,25 @@ static int put_outliers(struct member *m)
 	return 0;
 }
 
+/*
+ * Have the memory fetch what the tile at pos will read and write while the
+ * entropy decoder, which is busy with arithmetic, works on it.
+ */
+static void prefetch_tile(const struct member *m, uint32_t pos)
+{
+	uint32_t n = tile_units(m, pos);
+	size_t unit = m->job->plan->unit;
+	const uint8_t *out = (const uint8_t *)m->job->out + pos * unit;
+
+	for (unsigned i = 0; i < m->n_parts; i++)
+		if (m->part[i].head.kind == EQ_PART_RAW &&
+		    m->job->plan->codec == EQ_CODEC_PLANES)
+			for (uint32_t at = 0; at < n; at += 64)
+				__builtin_prefetch(m->part[i].data + pos + at);
+	for (size_t at = 0; at < n * unit; at += 64)
+		__builtin_prefetch(out + at, 1);
+}
+
 /* ---- teams ----------------------------------------------------------------- */
 
 static void finish(struct member *m)
@@ -549,6 +567,9 @@ static void decode_team(const struct eq_kernels *k, struct eq_decode_job *jobs,
 			longest = m->job->n_units;
 	}
 	for (uint32_t pos = 0; pos < longest; pos += TILE) {
+		for (unsigned j = 0; j < n; j++)
+			if (!team[j]->job->status)
+				prefetch_tile(team[j], pos);
 		for (unsigned i = quant; i < (quant ? 2u : plan->unit); i++)
 			decode_tile(k, team, n, i, pos);
 		for (unsigned j = 0; j < n; j++) {
@@ -564,94 +585,7 @@ static void decode_team(const struct eq_kernels *k, struct eq_decode_job *jobs,
 		finish(team[j]);
 }
 
-/* ---- the other codecs ------------------------------------------------------ */
-
-static pthread_key_t zstd_key;
-static pthread_once_t zstd_once = PTHREAD_ONCE_INIT;
-static int zstd_key_error;
-
-static void zstd_free(void *ctx)
-{
-	ZSTD_freeDCtx(ctx);
-}
-
-static void zstd_key_create(void)
-{
-	zstd_key_error = pthread_key_create(&zstd_key, zstd_free);
-}
-
-/* A context a thread, freed when the thread ends. */
-static ZSTD_DCtx *zstd_context(void)
-{
-	ZSTD_DCtx *ctx;
-
-	pthread_once(&zstd_once, zstd_key_create);
-	if (zstd_key_error)
-		return NULL;
-	ctx = pthread_getspecific(zstd_key);
-	if (ctx)
-		return ctx;
-	ctx = ZSTD_createDCtx();
-	if (ctx && pthread_setspecific(zstd_key, ctx)) {
-		ZSTD_freeDCtx(ctx);
-		return NULL;
-	}
-	return ctx;
-}
-
-static int decode_zstd(const struct eq_decode_job *job, size_t len)
-{
-	ZSTD_DCtx *ctx;
-	size_t got;
-
-	if (job->in_len == len) {
-		memcpy(job->out, job->in, len);
-		return 0;
-	}
-	/* One frame: zstd itself would go on with a second one. */
-	if (ZSTD_findFrameCompressedSize(job->in, job->in_len) != job->in_len)
-		return EQ_ECORRUPT;
-	ctx = zstd_context();
-	if (!ctx)
-		return -ENOMEM;
-	got = ZSTD_decompressDCtx(ctx, job->out, len, job->in, job->in_len);
-	return got == len ? 0 : EQ_ECORRUPT;
-}
-
-static void decode_const(const struct eq_decode_job *job, size_t len)
-{
-	const struct eq_plan *plan = job->plan;
-	uint8_t *out = job->out;
-	size_t done = plan->unit;
-
-	memcpy(out, &plan->const_value, done);
-	while (done < len) { /* double what is there */
-		size_t now = done < len - done ? done : len - done;
-
-		memcpy(out + done, out, now);
-		done += now;
-	}
-}
-
-static int decode_simple(const struct eq_decode_job *job)
-{
-	size_t len = (size_t)job->n_units * job->plan->unit;
-
-	switch (job->plan->codec) {
-	case EQ_CODEC_RAW:
-		if (job->in_len != len)
-			return EQ_ECORRUPT;
-		memcpy(job->out, job->in, len);
-		return 0;
-	case EQ_CODEC_CONST:
-		decode_const(job, len);
-		return 0;
-	case EQ_CODEC_ZSTD:
-		return decode_zstd(job, len);
-	default:
-		return EQ_EUNSUP;
-	}
-}
+/* ---- the back end ----------------------------------------------------------- */
 
 static int cpu_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 {
@@ -668,7 +602,7 @@ static int cpu_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 			continue;
 		if (plan->codec != EQ_CODEC_PLANES &&
 		    plan->codec != EQ_CODEC_QUANT) {
-			jobs[i].status = decode_simple(&jobs[i]);
+			jobs[i].status = eq_decode_simple(&jobs[i]);
 			continue;
 		}
 		while (team < TEAM && team < k->streams && i + team < n &&

@@ -25,6 +25,8 @@ EQ_CODEC_SOURCES = \
 	codec/estimate.c \
 	codec/backend.h \
 	codec/backend_cpu.c \
+	codec/backend_simple.c \
+	codec/backend_simple.h \
 	codec/coding.c \
 	codec/coding.h \
 	codec/cpu.c \
