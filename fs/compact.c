@@ -13,7 +13,8 @@
 #include "ops.h"
 
 #define STOP_SECONDS 10
-#define RETRY_SECONDS 1.0       /* at least, before the same file is tried again */
+#define RETRY_SECONDS 1.0       /* at least, before a file that changed is tried again */
+#define FULL_SECONDS 60.0       /* before one is that the system had no room for */
 
 struct eq_compact {
 	struct eq_fs *fs;
@@ -146,6 +147,7 @@ static void offer(struct eq_fs *fs, struct eq_node *n, double delay)
 void eq_compact_offer(struct eq_fs *fs, struct eq_node *n)
 {
 	atomic_fetch_add(&n->changes, 1);
+	set_reason(n, NULL); /* it may not hold any more */
 	offer(fs, n, fs->m->settle);
 }
 
@@ -214,10 +216,10 @@ void eq_compact_state(struct eq_fs *fs, struct eq_node *n, char buf[EQ_STATE_SIZ
 	}
 	partial = eq_node_partial(&fs->nodes, n);
 	pthread_mutex_lock(&n->lock);
-	if (n->reason && !queued && !encoding)
-		snprintf(buf, EQ_STATE_SIZE, "failed: %s", n->reason);
-	else if (encoding)
+	if (encoding)
 		strcpy(buf, "encoding");
+	else if (n->reason)
+		snprintf(buf, EQ_STATE_SIZE, "failed: %s", n->reason);
 	else if (!n->swapped && !partial && (queued || n->dirty))
 		strcpy(buf, "queued"); /* or will be when its writers are done */
 	else
@@ -321,11 +323,13 @@ static void not_encoded(struct job *j, int rc, const char *text)
 	case EQ_EDIFFER:
 		dirty_clear(fs, j->node, why);
 		break;
-	default: /* a full disk, say: the next write or mount tries again */
+	default: /* a full disk, say, that will not be full for ever */
 		set_reason(j->node, why);
+		offer(fs, j->node, FULL_SECONDS);
 		break;
 	}
-	eq_log(&fs->log, EQ_LOG_WARN, "not encoded: %s", text);
+	if (!eq_node_logged(j->node, text))
+		eq_log(&fs->log, EQ_LOG_WARN, "not encoded: %s", text);
 }
 
 static void encode(struct eq_compact *c, struct eq_node *n)

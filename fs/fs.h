@@ -37,6 +37,7 @@ struct eq_fs {
 	struct eq_scan *scan;           /* NULL when read-only */
 	char *policy;                   /* text, for the xattr */
 	bool privileged;                /* may act as another user */
+	_Atomic bool ending;            /* long work is to be given up */
 	_Atomic bool tuned;             /* the kernel's readahead is set */
 	pthread_key_t scratch;          /* a buffer a thread */
 	/*

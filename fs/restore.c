@@ -54,9 +54,18 @@ static void copy_xattrs(int from, int to)
 	}
 }
 
+static int ending(void *arg, const char *what, uint64_t done, uint64_t total)
+{
+	struct restore *r = arg;
+
+	(void)what, (void)done, (void)total;
+	return r->fs->ending;
+}
+
 static int fill(struct restore *r)
 {
-	struct eq_run run = { .pool = r->fs->pool, .backend = r->fs->m->backend };
+	struct eq_run run = { .pool = r->fs->pool, .backend = r->fs->m->backend,
+			      .progress = ending, .progress_arg = r };
 	struct timespec times[2];
 	struct eq_arc *arc;
 	struct stat st;

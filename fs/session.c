@@ -128,6 +128,7 @@ static void stop_worker(struct session *s)
 {
 	struct eq_fs *fs = &s->fs;
 
+	fs->ending = true;
 	eq_scan_free(fs->scan);
 	fs->scan = NULL;
 	if (fs->compact && !eq_compact_stop(fs->compact)) {

@@ -111,6 +111,36 @@ def test_both_forms():
         assert os.listdir(m.point) == ["n"], "the stale archive has risen"
 
 
+def test_full_disk():
+    """No room for the archive: the file stays as it is; and again when there is."""
+    if os.geteuid() != 0:
+        print("  not root: no disk to fill")
+        return
+    store = scratch("full")
+    os.makedirs(store)
+    save_file(model(8), scratch("full.source"))
+    size = os.path.getsize(scratch("full.source"))
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size * 3 // 2}", "tmpfs", store], check=True)
+    try:
+        with Mount(store) as m:
+            shutil.copyfile(scratch("full.source"), m.path("m"))
+            m.settle("m", want="failed: No space left")
+            assert sha(m.path("m")) == sha(scratch("full.source")) and not litter(m)
+            with raises(errno.ENOSPC):
+                shutil.copyfile(scratch("full.source"), m.path("n"))
+            os.unlink(m.path("n"))
+            subprocess.run(["mount", "-o", f"remount,size={size * 4}", store], check=True)
+            os.rename(m.path("m"), m.path("n"))
+            m.settle("n")
+            assert sha(m.path("n")) == sha(scratch("full.source"))
+            subprocess.run(["mount", "-o", f"remount,size={size}", store], check=True)
+            with raises(errno.ENOSPC, "no room to make it plain"):
+                os.truncate(m.path("n"), size - 1)
+            assert sha(m.path("n")) == sha(scratch("full.source")) and not litter(m)
+    finally:
+        subprocess.run(["umount", "-l", store], check=True)
+
+
 def flip(path, offset):
     with open(path, "r+b") as f:
         f.seek(offset)
@@ -191,8 +221,9 @@ def test_changed_during_encode():
                 pass
             what = i % 5
             if what == 0:
-                with open(p("m"), "r+b") as f:
+                with open(p("m"), "r+b") as f: # a writer who takes his time
                     f.seek(1000000)
+                    time.sleep(rng.uniform(0, 0.2))
                     f.write(b"other")
                 assert read(p("m")) == data[:1000000] + b"other" + data[1000005:]
             elif what == 1:

@@ -143,6 +143,9 @@ def test_open_during_encode():
         assert f.read(1000) == head
         f.seek(0)
         assert hashlib.sha256(f.read()).hexdigest() == sha(m.path("m"))
+        # What is behind f has no name any more: writing to it would be lost.
+        with raises(errno.ESTALE, "the replaced file for writing"):
+            os.open(f"/proc/self/fd/{f.fileno()}", os.O_WRONLY)
         f.close()
 
 

@@ -326,6 +326,8 @@ def test_large_directory():
         for n in os.listdir(m.point):
             os.unlink(m.path(n))
         assert os.listdir(m.store) == []
+        held = f"/proc/{m.proc.pid}/fd"
+        poll("removed files let go", lambda: len(os.listdir(held)) < 50)
 
 
 def test_users():
