@@ -44,6 +44,7 @@ struct eq_cache {
 	pthread_mutex_t lock;
 	struct eq_pool *pool;
 	const struct eq_backend *backend;
+	size_t batch;           /* extents to decode in one call */
 	size_t limit, bytes;
 	struct list kept, spent;
 	struct eq_extent_entry *bucket[BUCKETS];
@@ -66,6 +67,8 @@ int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend 
 	c->limit = limit;
 	c->pool = pool;
 	c->backend = backend;
+	/* A device wants much at once; CPUs, each its own. */
+	c->batch = backend == eq_backend_cpu() ? 1 : EQ_PIECES;
 	return 0;
 }
 
@@ -225,32 +228,45 @@ struct decode {
 	struct eq_cache *c;
 	struct eq_archive *archive;
 	struct eq_extent_entry *entry[EQ_PIECES];
-	int status[EQ_PIECES];
+	size_t n;
+	int rc;                 /* of a failed one, under the cache's lock like err */
 	struct eq_error *err;
 };
 
-static void decode_one(void *arg, size_t i)
+static void decode_some(void *arg, size_t group)
 {
 	struct decode *d = arg;
-	struct eq_extent_entry *e = d->entry[i];
-	struct eq_extent_job job = { .ext = e->ext, .out = e->data };
+	size_t from = group * d->c->batch, n = d->n - from, i;
+	struct eq_extent_job jobs[EQ_PIECES];
 	struct eq_error err = { "" };
 	int rc;
 
-	rc = eq_archive_decode(d->archive, d->c->backend, &job, 1, &err);
+	if (n > d->c->batch)
+		n = d->c->batch;
+	for (i = 0; i < n; i++)
+		jobs[i] = (struct eq_extent_job){ .ext = d->entry[from + i]->ext,
+						  .out = d->entry[from + i]->data };
+	rc = eq_archive_decode(d->archive, d->c->backend, jobs, n, &err);
 	pthread_mutex_lock(&d->c->lock);
-	if (rc && d->err)
-		*d->err = err;
-	d->status[i] = rc;
-	finish(d->c, e, rc);
+	if (rc) {
+		d->rc = rc;
+		if (d->err)
+			*d->err = err;
+	}
+	for (i = 0; i < n; i++)
+		finish(d->c, d->entry[from + i], jobs[i].status);
 	pthread_mutex_unlock(&d->c->lock);
+}
+
+static void decode(struct decode *d)
+{
+	eq_pool_for(d->c->pool, (d->n + d->c->batch - 1) / d->c->batch, decode_some, d);
 }
 
 int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t len,
 		 struct eq_piece pieces[EQ_PIECES], struct eq_error *err)
 {
 	struct decode d = { .c = c, .archive = arc->archive, .err = err };
-	size_t missing = 0, i;
 	struct eq_extent ext;
 	int n = 0, k, rc = 0;
 
@@ -279,7 +295,7 @@ int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t le
 					rc = eq_fail(err, -ENOMEM, "out of memory for an extent");
 					break;
 				}
-				d.entry[missing++] = e;
+				d.entry[d.n++] = e;
 			}
 			p->data = e->data + skip;
 		}
@@ -290,10 +306,9 @@ int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t le
 	pthread_mutex_unlock(&c->lock);
 	/* What we promised to decode comes before waiting for others, who may be
 	 * waiting for us. */
-	eq_pool_for(c->pool, missing, decode_one, &d);
-	for (i = 0; i < missing; i++)
-		if (d.status[i])
-			rc = d.status[i];
+	decode(&d);
+	if (d.rc)
+		rc = d.rc;
 	pthread_mutex_lock(&c->lock);
 	for (k = 0; k < n; k++)
 		while (pieces[k].entry && pieces[k].entry->state == LOADING)
@@ -323,21 +338,35 @@ void eq_cache_release(struct eq_cache *c, struct eq_piece *pieces, int n, bool o
 	pthread_mutex_unlock(&c->lock);
 }
 
-void eq_cache_load(struct eq_cache *c, struct eq_arc *arc, uint64_t off)
+size_t eq_cache_batch(const struct eq_cache *c)
+{
+	return c->batch;
+}
+
+void eq_cache_load(struct eq_cache *c, struct eq_arc *arc, uint64_t off, uint64_t end)
 {
 	struct decode d = { .c = c, .archive = arc->archive };
+	struct eq_extent_entry *e;
 	struct eq_extent ext;
+	size_t i;
 
-	if (eq_archive_locate(arc->archive, off, &ext) || ext.tensor < 0)
-		return;
 	pthread_mutex_lock(&c->lock);
-	if (!find(c, arc->id, ext.begin))
-		d.entry[0] = add(c, arc->id, &ext);
+	for (; d.n < c->batch && off < end; off = ext.begin + ext.len) {
+		if (eq_archive_locate(arc->archive, off, &ext))
+			break;
+		if (ext.tensor < 0 || find(c, arc->id, ext.begin))
+			continue;
+		e = add(c, arc->id, &ext);
+		if (!e)
+			break;
+		d.entry[d.n++] = e;
+	}
 	pthread_mutex_unlock(&c->lock);
-	if (!d.entry[0])
+	if (!d.n)
 		return;
-	decode_one(&d, 0);
+	decode_some(&d, 0);
 	pthread_mutex_lock(&c->lock);
-	unpin(c, d.entry[0]);
+	for (i = 0; i < d.n; i++)
+		unpin(c, d.entry[i]);
 	pthread_mutex_unlock(&c->lock);
 }

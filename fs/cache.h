@@ -44,8 +44,11 @@ int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t le
  */
 void eq_cache_release(struct eq_cache *c, struct eq_piece *pieces, int n, bool once);
 
-/* Have the extent that holds off decoded, on this thread, if it is not there
- * and nobody is at it. Errors are left to the reader who meets them. */
-void eq_cache_load(struct eq_cache *c, struct eq_arc *arc, uint64_t off);
+/* How many extents the back end likes to decode in one call. */
+size_t eq_cache_batch(const struct eq_cache *c);
+/* Have the extents in [off, end) decoded, on this thread and no more than a batch,
+ * that are not there and nobody is at. Errors are left to the reader who meets
+ * them. */
+void eq_cache_load(struct eq_cache *c, struct eq_arc *arc, uint64_t off, uint64_t end);
 
 #endif

@@ -14,7 +14,7 @@
 
 struct task {
 	struct eq_arc *arc;     /* with a reference */
-	uint64_t off;
+	uint64_t off, end;
 };
 
 struct eq_ahead {
@@ -45,7 +45,7 @@ static void *worker(void *arg)
 		a->first = (a->first + 1) % QUEUE;
 		a->count--;
 		pthread_mutex_unlock(&a->lock);
-		eq_cache_load(a->cache, t.arc, t.off);
+		eq_cache_load(a->cache, t.arc, t.off, t.end);
 		eq_arc_put(a->arcs, t.arc);
 		pthread_mutex_lock(&a->lock);
 	}
@@ -99,11 +99,12 @@ void eq_ahead_free(struct eq_ahead *a)
 	free(a);
 }
 
-/* Queue the extents that begin in [from, to); returns how far it got. */
+/* Queue the extents of [from, to), a batch a task; returns how far it got. */
 static uint64_t push(struct eq_ahead *a, struct eq_arc *arc, uint64_t from, uint64_t to)
 {
 	struct eq_extent ext;
 	struct task *t;
+	size_t n;
 
 	pthread_mutex_lock(&a->lock);
 	while (from < to && a->count < QUEUE && !a->stop) {
@@ -113,7 +114,11 @@ static uint64_t push(struct eq_ahead *a, struct eq_arc *arc, uint64_t from, uint
 		eq_arc_ref(a->arcs, arc);
 		t->arc = arc;
 		t->off = ext.begin;
-		from = ext.begin + ext.len;
+		for (n = 1; n < eq_cache_batch(a->cache); n++)
+			if (ext.begin + ext.len >= to ||
+			    eq_archive_locate(arc->archive, ext.begin + ext.len, &ext))
+				break;
+		t->end = from = ext.begin + ext.len;
 		pthread_cond_signal(&a->work);
 	}
 	pthread_mutex_unlock(&a->lock);
