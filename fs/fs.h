@@ -21,8 +21,18 @@
 #include "prefetch.h"
 
 struct fuse_session;
+struct eq_fs;
 struct eq_compact;
 struct eq_scan;
+
+/*
+ * The beginning of every open file and directory. The kernel need not say that
+ * they are closed before the mount ends: what is left then is dropped.
+ */
+struct eq_handle {
+	struct eq_handle *prev, *next;
+	void (*drop)(struct eq_fs *fs, struct eq_handle *h);
+};
 
 struct eq_fs {
 	const struct eq_mount *m;
@@ -40,6 +50,8 @@ struct eq_fs {
 	_Atomic bool ending;            /* long work is to be given up */
 	_Atomic bool tuned;             /* the kernel's readahead is set */
 	pthread_key_t scratch;          /* a buffer a thread */
+	pthread_mutex_t handles_lock;
+	struct eq_handle *handles;      /* all that is open */
 	/*
 	 * Held for writing while a plain file and its archive change places, so
 	 * that nobody sees both or neither; for reading by whatever looks up or

@@ -35,6 +35,34 @@ void eq_reply(fuse_req_t req, int rc)
 	fuse_reply_err(req, eq_errno(rc));
 }
 
+void eq_handle_add(struct eq_fs *fs, struct eq_handle *h,
+		   void (*drop)(struct eq_fs *fs, struct eq_handle *h))
+{
+	h->drop = drop;
+	h->prev = NULL;
+	pthread_mutex_lock(&fs->handles_lock);
+	h->next = fs->handles;
+	if (h->next)
+		h->next->prev = h;
+	fs->handles = h;
+	pthread_mutex_unlock(&fs->handles_lock);
+}
+
+void eq_handle_del(struct eq_fs *fs, struct eq_handle *h)
+{
+	pthread_mutex_lock(&fs->handles_lock);
+	*(h->prev ? &h->prev->next : &fs->handles) = h->next;
+	if (h->next)
+		h->next->prev = h->prev;
+	pthread_mutex_unlock(&fs->handles_lock);
+}
+
+void eq_handles_drop(struct eq_fs *fs)
+{
+	while (fs->handles)
+		fs->handles->drop(fs, fs->handles);
+}
+
 char *eq_scratch(struct eq_fs *fs, size_t size)
 {
 	struct scratch *s = pthread_getspecific(fs->scratch);

@@ -15,6 +15,7 @@
 
 /* An open regular file. */
 struct eq_file {
+	struct eq_handle handle;
 	struct eq_node *node;   /* with a reference */
 	bool writer;
 	struct eq_arc *arc;     /* opened as an archive; with a reference */
@@ -43,6 +44,11 @@ fuse_ino_t eq_ino_of(struct eq_fs *fs, const struct eq_node *n);
 int eq_errno(int rc);
 /* Answer with a result only. */
 void eq_reply(fuse_req_t req, int rc);
+void eq_handle_add(struct eq_fs *fs, struct eq_handle *h,
+		   void (*drop)(struct eq_fs *fs, struct eq_handle *h));
+void eq_handle_del(struct eq_fs *fs, struct eq_handle *h);
+/* After the last request. */
+void eq_handles_drop(struct eq_fs *fs);
 /* This thread's buffer of at least size bytes; NULL: no memory. */
 char *eq_scratch(struct eq_fs *fs, size_t size);
 

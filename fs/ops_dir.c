@@ -24,6 +24,7 @@ struct entry {
 };
 
 struct eq_dir {
+	struct eq_handle handle;
 	pthread_mutex_t lock;
 	DIR *dir;
 	char *names;
@@ -37,14 +38,20 @@ static struct eq_dir *dir_of(const struct fuse_file_info *fi)
 	return (struct eq_dir *)(uintptr_t)fi->fh;
 }
 
-static void dir_free(struct eq_dir *d)
+static void dir_free(struct eq_fs *fs, struct eq_dir *d)
 {
+	eq_handle_del(fs, &d->handle);
 	if (d->dir)
 		closedir(d->dir);
 	pthread_mutex_destroy(&d->lock);
 	free(d->names);
 	free(d->entry);
 	free(d);
+}
+
+static void dir_drop(struct eq_fs *fs, struct eq_handle *h)
+{
+	dir_free(fs, (struct eq_dir *)h);
 }
 
 static int add(struct eq_dir *d, const char *name, size_t len, const struct entry *e)
@@ -159,12 +166,14 @@ static int load(struct eq_dir *d)
 
 void eq_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
+	struct eq_fs *fs = eq_fs_of(req);
 	struct eq_dir *d = calloc(1, sizeof(*d));
 	int fd, rc = -ENOMEM;
 
 	if (d) {
+		eq_handle_add(fs, &d->handle, dir_drop);
 		pthread_mutex_init(&d->lock, NULL);
-		fd = openat(eq_node_of(eq_fs_of(req), ino)->fd, ".",
+		fd = openat(eq_node_of(fs, ino)->fd, ".",
 			    O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 		d->dir = fd < 0 ? NULL : fdopendir(fd);
 		rc = d->dir ? 0 : -errno;
@@ -173,13 +182,13 @@ void eq_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 	}
 	if (rc) {
 		if (d)
-			dir_free(d);
+			dir_free(fs, d);
 		eq_reply(req, rc);
 		return;
 	}
 	fi->fh = (uintptr_t)d;
 	if (fuse_reply_open(req, fi) == -ENOENT)
-		dir_free(d);
+		dir_free(fs, d);
 }
 
 void eq_op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
@@ -217,7 +226,7 @@ void eq_op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 void eq_op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
-	dir_free(dir_of(fi));
+	dir_free(eq_fs_of(req), dir_of(fi));
 	eq_reply(req, 0);
 }
 

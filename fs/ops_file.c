@@ -21,6 +21,23 @@ int eq_file_flags(int flags)
 	return flags & (O_ACCMODE | O_TRUNC | O_SYNC | O_DSYNC);
 }
 
+static void file_free(struct eq_fs *fs, struct eq_file *f)
+{
+	eq_handle_del(fs, &f->handle);
+	if (f->fd >= 0)
+		close(f->fd);
+	eq_arc_put(&fs->arcs, f->arc);
+	pthread_mutex_destroy(&f->lock);
+	pthread_mutex_destroy(&f->stream.lock);
+	eq_node_unref(&fs->nodes, f->node);
+	free(f);
+}
+
+static void file_drop(struct eq_fs *fs, struct eq_handle *h)
+{
+	file_free(fs, (struct eq_file *)h);
+}
+
 static struct eq_file *file_new(struct eq_fs *fs, struct eq_node *n)
 {
 	struct eq_file *f = calloc(1, sizeof(*f));
@@ -32,18 +49,8 @@ static struct eq_file *file_new(struct eq_fs *fs, struct eq_node *n)
 	pthread_mutex_init(&f->lock, NULL);
 	pthread_mutex_init(&f->stream.lock, NULL);
 	eq_node_ref(&fs->nodes, n);
+	eq_handle_add(fs, &f->handle, file_drop);
 	return f;
-}
-
-static void file_free(struct eq_fs *fs, struct eq_file *f)
-{
-	if (f->fd >= 0)
-		close(f->fd);
-	eq_arc_put(&fs->arcs, f->arc);
-	pthread_mutex_destroy(&f->lock);
-	pthread_mutex_destroy(&f->stream.lock);
-	eq_node_unref(&fs->nodes, f->node);
-	free(f);
 }
 
 void eq_file_close(struct eq_fs *fs, struct eq_file *f)

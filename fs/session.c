@@ -186,6 +186,7 @@ static int fs_init(struct eq_fs *fs, const struct eq_mount *m)
 	fs->privileged = geteuid() == 0;
 	eq_log_init(&fs->log, m->level, !m->foreground);
 	eq_arcs_init(&fs->arcs);
+	pthread_mutex_init(&fs->handles_lock, NULL);
 	/* Or a stream of look-ups would keep a swap waiting for ever. */
 	pthread_rwlockattr_init(&attr);
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
@@ -210,6 +211,8 @@ static void fs_fini(struct eq_fs *fs)
 	if (fs->compact)
 		eq_compact_free(fs->compact);
 	eq_ahead_free(fs->ahead);
+	eq_handles_drop(fs);
+	pthread_mutex_destroy(&fs->handles_lock);
 	eq_cache_free(fs->cache);
 	eq_pool_free(fs->pool);
 	eq_nodes_fini(&fs->nodes);
