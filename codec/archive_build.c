@@ -142,7 +142,7 @@ int eq_build_tensor_end(struct eq_build *b, const void *params)
 		memcpy(p, params, b->rec.param_len);
 	if (b->chunks.len)
 		memcpy(p + b->rec.param_len, b->chunks.p, b->chunks.len);
-	b->cost = eq_align(b->rec.payload_len, EQ_PAYLOAD_ALIGN) + len;
+	b->cost = b->rec.payload_len + len;
 	b->n_tensors++;
 	return 0;
 }

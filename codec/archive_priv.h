@@ -100,7 +100,7 @@ int eq_build_chunk(struct eq_build *b, const void *data, uint32_t len);
 struct eq_disk_tensor *eq_build_record(struct eq_build *b);
 /* End the current tensor; params as the record's param_len says. */
 int eq_build_tensor_end(struct eq_build *b, const void *params);
-/* Bytes that the last ended tensor takes: payload to the next boundary, record. */
+/* Bytes that the last ended tensor takes: payload and record. */
 uint64_t eq_build_tensor_cost(const struct eq_build *b);
 /* Write index and trailer; *stored is the archive's length. */
 int eq_build_finish(struct eq_build *b, const struct eq_disk_file *file,

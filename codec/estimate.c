@@ -86,7 +86,7 @@ static int quant_tensor(struct estimate *x, const struct eq_st_tensor *t,
 	free(scale);
 	if (!rc) {
 		bytes = eq_rate_bytes(r, q.hist, q.n_outliers);
-		x->pos += (uint64_t)bytes;
+		x->pos += eq_align((uint64_t)bytes, EQ_PAYLOAD_ALIGN);
 		x->sum.n_quantised++;
 		x->sum.quant_params += n;
 		x->sum.quant_bytes += (uint64_t)bytes;

@@ -111,7 +111,7 @@ void eq_rate_sample_rows(size_t n, const uint64_t *rows, const uint64_t *k,
 			 uint64_t budget, uint64_t *sample);
 
 /*
- * Bytes that a quantised tensor will take, payload rounded up to 4096 and
+ * Bytes that a quantised tensor will take, payload without its alignment and
  * record, from the histogram and outliers of a sample of n units of it.
  */
 double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
@@ -119,7 +119,7 @@ double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
 
 /*
  * Find the lambda that codes all tensors together at `bits` per parameter, of
- * what is stored: symbols, scales, tables, headers, alignment. Tensors whose
+ * what is stored: symbols, scales, tables, headers. Tensors whose
  * sample is not finite are left out. Errors: -ENOMEM, EQ_ELIMIT, -EINVAL (no
  * tensor to go by).
  */
