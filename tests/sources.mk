@@ -11,6 +11,7 @@ UNIT_TESTS = \
 	tests/unit_quant_search \
 	tests/unit_parity \
 	tests/unit_rans \
+	tests/fuzz_chunk \
 	tests/fuzz_safetensors \
 	tests/unit_policy \
 	tests/unit_safetensors
