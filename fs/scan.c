@@ -74,7 +74,11 @@ static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
 	int rc;
 
 	if (eq_tmp_is(name)) {
-		if (eq_tmp_sweep(dir->fd, name) == 0)
+		/* A rename in progress may have put a file aside for a moment. */
+		pthread_rwlock_rdlock(&fs->names);
+		rc = eq_tmp_sweep(dir->fd, name);
+		pthread_rwlock_unlock(&fs->names);
+		if (!rc)
 			eq_log(&fs->log, EQ_LOG_INFO, "removed %s, left by a crash", name);
 		return;
 	}
