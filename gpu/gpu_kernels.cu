@@ -16,9 +16,9 @@ template <int CLS> struct traits {
 	static const int dtype = CLS >> 1 == 0 ? EQ_BF16 : CLS >> 1 == 1 ? EQ_F16 : EQ_F32;
 	static const unsigned table_bytes = any ? 0 : wide ? EQ_WIDE_BYTES : EQ_NARROW_BYTES;
 	static const unsigned warp_bytes = any ? unit * EQ_RING : EQ_RING;
-	/* As many blocks of EQ_GPU_WARPS as shared memory or, of narrow tables,
-	 * a decent number of registers allows on recent devices. */
-	static const int blocks = any ? 1 : !quant && unit > 2 ? 3 : wide ? 5 : 6;
+	/* As many blocks of EQ_GPU_WARPS as the shared memory of recent devices or
+	 * a decent number of registers allows. */
+	static const int blocks = any ? 1 : !quant && unit > 2 ? 3 : 5;
 };
 
 /* Dynamic shared memory is aligned to 1024 bytes when it is the only one. */

@@ -393,6 +393,29 @@ EQ_DEV void eq_plain_begin(const struct eq_gpu_task *t, const struct eq_gpu_task
 							 &plain->stride[i]);
 }
 
+/* Bytes of those planes for a lane's units, and in pair mode 64 units on. */
+struct eq_bytes {
+	EQ_PER_LANE_N(uint32_t, low, 8);
+	EQ_PER_LANE_N(uint32_t, high, 8);
+};
+
+/* Take the bytes of a group, and move on to the next one. */
+EQ_DEV void eq_plain_fetch(struct eq_plain *plain, struct eq_bytes *out, const unsigned unit,
+			   const bool pair)
+{
+	EQ_EACH_LANE {
+		EQ_UNROLL
+		for (unsigned i = 0; i < unit; i++) {
+			const unsigned char *p = EQ_AT(plain->p)[i];
+
+			EQ_AT(out->low)[i] = eq_word_at(p);
+			if (pair)
+				EQ_AT(out->high)[i] = eq_word_at(p + 64 * plain->stride[i]);
+			EQ_AT(plain->p)[i] = p + (pair ? 256 : 128) * plain->stride[i];
+		}
+	}
+}
+
 /* Units at `at`, one plane of which is `coded`, the others `plain`. */
 EQ_DEV void eq_put_planes(const struct eq_gpu_task *t, uint32_t coded, uint32_t at,
 			  const uint32_t *plain, const unsigned unit)
@@ -417,29 +440,22 @@ EQ_DEV int eq_warp_planes(const struct eq_gpu_task *t, const struct eq_gpu_task 
 	uint32_t groups = (t->n_units + step - 1) / step;
 	EQ_PER_LANE(uint32_t, n_15);
 	struct eq_plain plain;
+	struct eq_bytes next;
 	struct eq_stream s;
 
 	if (!eq_stream_begin(&s, shared, ring, t->in + p->off, p->n_words))
 		return EQ_ECORRUPT;
 	eq_plain_begin(t, origin, &plain, unit, pair);
+	eq_plain_fetch(&plain, &next, unit, pair);
 	EQ_EACH_LANE
 		EQ_AT(n_15) = 0;
 	for (uint32_t g = 0; g < groups; g++) {
-		EQ_PER_LANE_N(uint32_t, low, 8);
-		EQ_PER_LANE_N(uint32_t, high, 8);
+		struct eq_bytes now = next;
 		struct eq_four v, w;
 
-		/* Asked for before the group, so that they come meanwhile. */
-		EQ_EACH_LANE {
-			EQ_UNROLL
-			for (unsigned i = 0; i < unit; i++) {
-				EQ_AT(low)[i] = eq_word_at(EQ_AT(plain.p)[i]);
-				if (pair)
-					EQ_AT(high)[i] = eq_word_at(EQ_AT(plain.p)[i] +
-								    64 * plain.stride[i]);
-				EQ_AT(plain.p)[i] += step * plain.stride[i];
-			}
-		}
+		/* The next group's, which so have all of this one's time to come. */
+		if (g + 1 < groups)
+			eq_plain_fetch(&plain, &next, unit, pair);
 		if (pair)
 			eq_group_wide(&s, shared, true, &v, &w);
 		else
@@ -452,9 +468,10 @@ EQ_DEV int eq_warp_planes(const struct eq_gpu_task *t, const struct eq_gpu_task 
 			uint32_t a = eq_perm(EQ_AT(v.v)[0], EQ_AT(v.v)[1], sel);
 			uint32_t b = eq_perm(EQ_AT(v.v)[2], EQ_AT(v.v)[3], sel);
 
-			eq_put_planes(t, eq_perm(a, b, 0x5410), at, EQ_AT(low), unit);
+			eq_put_planes(t, eq_perm(a, b, 0x5410), at, EQ_AT(now.low), unit);
 			if (pair) {
-				eq_put_planes(t, eq_perm(a, b, 0x7632), at + 64, EQ_AT(high), unit);
+				eq_put_planes(t, eq_perm(a, b, 0x7632), at + 64, EQ_AT(now.high),
+					      unit);
 				EQ_AT(n_15) += eq_count_15(EQ_AT(w.v), at, t->n_units);
 			}
 		}

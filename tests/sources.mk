@@ -6,6 +6,7 @@ UNIT_TESTS = \
 	tests/unit_coding \
 	tests/unit_gpu \
 	tests/unit_gpu_emul \
+	tests/unit_gpu_fallback \
 	tests/unit_model \
 	tests/unit_quant \
 	tests/unit_quant_search \

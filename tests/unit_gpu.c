@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include <cmocka.h>
+#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 
@@ -262,10 +263,71 @@ static void test_resident(void **state)
 	}
 }
 
+/* Nothing above may have failed. */
 static void test_no_log(void **state)
 {
 	(void)state;
 	assert_int_equal(logged, 0);
+}
+
+/* The driver's own functions, so that the test needs no CUDA to be built. */
+struct driver {
+	int (*retain)(void **ctx, int device);
+	int (*set)(void *ctx);
+	int (*alloc)(unsigned long long *p, size_t n);
+	int (*free)(unsigned long long p);
+};
+
+static void *driver_symbol(const char *name)
+{
+	void *lib = dlopen("libcuda.so.1", RTLD_NOW), *symbol = lib ? dlsym(lib, name) : NULL;
+
+	if (!symbol)
+		fail_msg("libcuda.so.1 has no %s", name);
+	return symbol;
+}
+
+/* Without free device memory decode() fails, says so once, and goes on failing. */
+static void test_full_device(void **state)
+{
+	unsigned long long taken[4096];
+	const struct eq_backend *full;
+	struct eq_decode_job job;
+	struct gpu_tensor t;
+	struct eq_error err;
+	struct driver d;
+	unsigned n = 0;
+	uint64_t seed = 26;
+	void *ctx;
+
+	(void)state;
+	*(void **)&d.retain = driver_symbol("cuDevicePrimaryCtxRetain");
+	*(void **)&d.set = driver_symbol("cuCtxSetCurrent");
+	*(void **)&d.alloc = driver_symbol("cuMemAlloc_v2");
+	*(void **)&d.free = driver_symbol("cuMemFree_v2");
+	assert_int_equal(open_gpu("0", 0, false, &full, &err), 0);
+	assert_int_equal(d.retain(&ctx, 0), 0);
+	assert_int_equal(d.set(ctx), 0);
+	for (size_t size = (size_t)1 << 30; size >= (size_t)1 << 20; size /= 4)
+		while (n < 4096 && d.alloc(&taken[n], size) == 0)
+			n++;
+	gpu_tensor_make(&gpu_cases[0], &seed, GPU_CHUNK, &t);
+	job = t.job[0];
+	job.out = must_alloc((size_t)job.n_units * t.plan.unit);
+	assert_int_equal(full->decode(full->ctx, &job, 1), -ENOMEM);
+	assert_int_equal(logged, 1);
+	assert_int_not_equal(full->decode(full->ctx, &job, 1), 0);
+	while (n)
+		d.free(taken[--n]);
+	assert_int_not_equal(full->decode(full->ctx, &job, 1), 0);
+	assert_int_equal(logged, 1);
+	eq_gpu_release(full);
+	/* The other one has what it needs. */
+	job.status = 99;
+	assert_int_equal(gpu->decode(gpu->ctx, &job, 1), 0);
+	assert_int_equal(job.status, 0);
+	free(job.out);
+	gpu_tensor_free(&t);
 }
 
 int main(void)
@@ -278,6 +340,7 @@ int main(void)
 		cmocka_unit_test(test_little_memory),
 		cmocka_unit_test(test_resident),
 		cmocka_unit_test(test_no_log),
+		cmocka_unit_test(test_full_device),
 	};
 	const char *require = getenv("EQFS_TEST_REQUIRE");
 	struct eq_error err = { "" };
