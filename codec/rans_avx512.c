@@ -361,16 +361,8 @@ INLINE void group_entries(const struct eq_rans_enc *enc, const uint8_t *sym,
 }
 
 /* One step of 16 lanes. The words go below `top`, in the order of the lanes. */
-INLINE __m512i encode_step(__m512i x, const uint64_t *entry, uint16_t **top,
-			   __mmask16 *absent)
+INLINE __m512i encode_step(__m512i x, __m512i rcp, __m512i fs, uint16_t **top)
 {
-	const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14,
-					       12, 10, 8, 6, 4, 2, 0);
-	const __m512i odds = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15,
-					      13, 11, 9, 7, 5, 3, 1);
-	__m512i a = _mm512_load_si512(entry), b = _mm512_load_si512(entry + 8);
-	__m512i rcp = _mm512_permutex2var_epi32(a, evens, b);
-	__m512i fs = _mm512_permutex2var_epi32(a, odds, b);
 	__m512i f = _mm512_and_si512(fs, _mm512_set1_epi32(0xffff));
 	__mmask16 emit = _mm512_cmpge_epu32_mask(x, _mm512_slli_epi32(f, 20));
 	unsigned n = (unsigned)__builtin_popcount(emit);
@@ -387,15 +379,27 @@ INLINE __m512i encode_step(__m512i x, const uint64_t *entry, uint16_t **top,
 	more = _mm512_cmpge_epu32_mask(r, f);
 	q = _mm512_mask_add_epi32(q, more, q, _mm512_set1_epi32(1));
 	r = _mm512_mask_sub_epi32(r, more, r, f);
-	*absent |= _mm512_testn_epi32_mask(fs, fs);
 	return _mm512_add_epi32(
 		_mm512_add_epi32(_mm512_slli_epi32(q, 12), r),
 		_mm512_srli_epi32(fs, 16));
 }
 
-static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32],
-				    const uint8_t *sym, size_t groups,
-				    uint16_t *top)
+/* The same with 16 entries of the table as they are in memory. */
+INLINE __m512i encode_entries(__m512i x, const uint64_t *entry, uint16_t **top,
+			      __mmask16 *absent)
+{
+	const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14,
+					       12, 10, 8, 6, 4, 2, 0);
+	const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+	__m512i a = _mm512_load_si512(entry), b = _mm512_load_si512(entry + 8);
+	__m512i fs = _mm512_permutex2var_epi32(a, odds, b);
+
+	*absent |= _mm512_testn_epi32_mask(fs, fs);
+	return encode_step(x, _mm512_permutex2var_epi32(a, evens, b), fs, top);
+}
+
+static uint16_t *encode_any(const struct eq_rans_enc *enc, uint32_t x[32],
+			    const uint8_t *sym, size_t groups, uint16_t *top)
 {
 	/* Two groups' worth: entries are read a while after they are written. */
 	uint64_t entry[2][4][EQ_LANES] __attribute__((aligned(64)));
@@ -412,13 +416,92 @@ static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32
 				      entry[~groups & 1]);
 #pragma GCC unroll 4
 		for (unsigned t = 4; t-- > 0;) {
-			x1 = encode_step(x1, e[t] + 16, &top, &absent);
-			x0 = encode_step(x0, e[t], &top, &absent);
+			x1 = encode_entries(x1, e[t] + 16, &top, &absent);
+			x0 = encode_entries(x0, e[t], &top, &absent);
 		}
 	}
 	_mm512_storeu_si512(x, x0);
 	_mm512_storeu_si512(x + 16, x1);
 	return absent ? NULL : top;
+}
+
+/* A table of at most 32 symbols fits registers. */
+struct small_enc {
+	uint8_t index[256];     /* bit 7: not in the table */
+	uint32_t rcp[32], fs[32];
+};
+
+/* Whether it is that small. */
+static bool small_init(struct small_enc *s, const struct eq_rans_enc *enc)
+{
+	unsigned n = 0;
+
+	memset(s, 0, sizeof(*s));
+	memset(s->index, 0x80, sizeof(s->index));
+	for (unsigned i = 0; i < 256; i++) {
+		if (!enc->entry[i])
+			continue;
+		if (n == 32)
+			return false;
+		s->index[i] = (uint8_t)n;
+		s->rcp[n] = (uint32_t)enc->entry[i];
+		s->fs[n++] = (uint32_t)(enc->entry[i] >> 32);
+	}
+	return true;
+}
+
+/* Look 64 bytes up in a table of 256. */
+INLINE __m512i lookup8(const __m512i table[4], __m512i v)
+{
+	return _mm512_mask_mov_epi8(_mm512_permutex2var_epi8(table[0], v, table[1]),
+				    _mm512_movepi8_mask(v),
+				    _mm512_permutex2var_epi8(table[2], v, table[3]));
+}
+
+static uint16_t *encode_small(const struct small_enc *enc, uint32_t x[32],
+			      const uint8_t *sym, size_t groups, uint16_t *top)
+{
+	__m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16);
+	__m512i table[4], rcp[2], fs[2], seen = _mm512_setzero_si512();
+
+	for (unsigned i = 0; i < 4; i++)
+		table[i] = _mm512_loadu_si512(enc->index + 64 * i);
+	for (unsigned i = 0; i < 2; i++) {
+		rcp[i] = _mm512_loadu_si512(enc->rcp + 16 * i);
+		fs[i] = _mm512_loadu_si512(enc->fs + 16 * i);
+	}
+	for (sym += groups * EQ_GROUP; groups; groups--) {
+		__m512i s0, s1;
+
+		sym -= EQ_GROUP;
+		s0 = lookup8(table, _mm512_loadu_si512(sym));
+		s1 = lookup8(table, _mm512_loadu_si512(sym + 64));
+		seen = _mm512_or_si512(seen, _mm512_or_si512(s0, s1));
+#pragma GCC unroll 4
+		for (unsigned t = 4; t-- > 0;) {
+			/* The permutations look at five bits only. */
+			__m512i i0 = _mm512_srli_epi32(s0, 8 * t);
+			__m512i i1 = _mm512_srli_epi32(s1, 8 * t);
+
+			x1 = encode_step(x1, _mm512_permutex2var_epi32(rcp[0], i1, rcp[1]),
+					 _mm512_permutex2var_epi32(fs[0], i1, fs[1]), &top);
+			x0 = encode_step(x0, _mm512_permutex2var_epi32(rcp[0], i0, rcp[1]),
+					 _mm512_permutex2var_epi32(fs[0], i0, fs[1]), &top);
+		}
+	}
+	_mm512_storeu_si512(x, x0);
+	_mm512_storeu_si512(x + 16, x1);
+	return _mm512_movepi8_mask(seen) ? NULL : top;
+}
+
+static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32],
+				    const uint8_t *sym, size_t groups,
+				    uint16_t *top)
+{
+	struct small_enc small;
+
+	return small_init(&small, enc) ? encode_small(&small, x, sym, groups, top) :
+					 encode_any(enc, x, sym, groups, top);
 }
 
 void eq_kernels_init_avx512(struct eq_kernels *k)
