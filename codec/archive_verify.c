@@ -210,7 +210,7 @@ static void sums_add(struct sums *s, const uint8_t *x, const uint8_t *y, size_t 
 	size_t n = len / eq_dtype_unit(dtype), i;
 
 	for (i = 0; i < n; i++) {
-		double w = eq_f32_at(x, dtype, i), d = w - eq_f32_at(y, dtype, i);
+		double w = eq_float_at(x, dtype, i), d = w - eq_float_at(y, dtype, i);
 
 		s->abs += fabs(w);
 		s->abs_err += fabs(d);

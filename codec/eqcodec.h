@@ -329,6 +329,9 @@ int eq_tmp_create(int dirfd, char name[EQ_TMP_NAME_SIZE], int *fd);
 /* Remove name if it is a temporary file that nobody holds. 0 or -errno;
  * -EBUSY if it is in use. */
 int eq_tmp_sweep(int dirfd, const char *name);
+/* Copy the user.* attributes of a file, without those of eqfs itself (user.eqfs.*).
+ * from may be an O_PATH descriptor. Best effort. */
+void eq_xattrs_copy(int from, int to);
 /* fsync fd, rename tmp to final in dirfd, fsync dirfd. On failure tmp is still
  * there under its name, unless only the last step failed: then the file is final,
  * and may not survive a power cut. */

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Widening conversions of the 16-bit float types, exact for every bit pattern. */
+/* Bits of floats, and conversions of the 16-bit types. */
 #ifndef EQ_FLOATS_H
 #define EQ_FLOATS_H
 
@@ -8,42 +8,66 @@
 
 #include "eqcodec.h"
 
-static inline float eq_f32_of_bits(uint32_t u)
+static inline float eq_float_of(uint32_t u)
 {
 	float f;
 
-	memcpy(&f, &u, 4);
+	memcpy(&f, &u, sizeof(f));
 	return f;
 }
 
-static inline float eq_f32_of_bf16(uint16_t h)
+static inline uint32_t eq_float_bits(float f)
 {
-	return eq_f32_of_bits((uint32_t)h << 16);
+	uint32_t u;
+
+	memcpy(&u, &f, sizeof(u));
+	return u;
 }
 
-static inline float eq_f32_of_f16(uint16_t h)
+/* float32 bits of binary16 bits: exact. The product with 2^112 also turns
+ * subnormal halves into normal floats. */
+static inline uint32_t eq_half_widen(uint16_t h)
 {
-	uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
+	uint32_t m = (uint32_t)(h & 0x7fff) << 13;
+	uint32_t u = eq_float_bits(eq_float_of(m) * 0x1p112f);
 
-	if (e == 31)
-		return eq_f32_of_bits(sign | 0x7f800000 | m << 13);
-	if (e == 0) /* m * 2^-24; the sign of zero is kept */
-		return eq_f32_of_bits(sign) + (sign ? -1.0f : 1.0f) * (float)m * 0x1p-24f;
-	return eq_f32_of_bits(sign | (e + 112) << 23 | m << 13);
+	if ((h & 0x7c00) == 0x7c00)
+		u = m | 0x7f800000;
+	return u | (uint32_t)(h & 0x8000) << 16;
+}
+
+/* binary16 bits of float32, to nearest, ties to even; NaN is not expected. */
+static inline uint16_t eq_half_narrow(float f)
+{
+	uint32_t u = eq_float_bits(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
+	/* below 2^-14 the sum with 1/2 leaves the half's 2^-24 as last place */
+	uint32_t sub = eq_float_bits(eq_float_of(a) + 0.5f) - 0x3f000000;
+	uint32_t nor = (a + 0xfff + (a >> 13 & 1) - (112u << 23)) >> 13;
+
+	if (a >= 0x477ff000)
+		nor = 0x7c00;
+	return (uint16_t)(sign | (a < 0x38800000 ? sub : nor));
+}
+
+static inline uint16_t eq_bf16_narrow(float f)
+{
+	uint32_t u = eq_float_bits(f);
+
+	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
 /* Element i of an array of dtype EQ_BF16, EQ_F16 or EQ_F32, at any alignment. */
-static inline float eq_f32_at(const void *p, int dtype, size_t i)
+static inline float eq_float_at(const void *p, int dtype, size_t i)
 {
 	uint16_t h;
-	float f;
+	uint32_t u;
 
 	if (dtype == EQ_F32) {
-		memcpy(&f, (const uint8_t *)p + 4 * i, 4);
-		return f;
+		memcpy(&u, (const uint8_t *)p + 4 * i, 4);
+		return eq_float_of(u);
 	}
 	memcpy(&h, (const uint8_t *)p + 2 * i, 2);
-	return dtype == EQ_BF16 ? eq_f32_of_bf16(h) : eq_f32_of_f16(h);
+	return eq_float_of(dtype == EQ_BF16 ? (uint32_t)h << 16 : eq_half_widen(h));
 }
 
 #endif

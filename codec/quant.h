@@ -24,6 +24,7 @@
 #include <stdint.h>
 
 #include "eqcodec.h"
+#include "floats.h"
 
 #define EQ_QUANT_SLOTS 144      /* levels 0 to 127 and beyond, in whole vectors */
 
@@ -146,54 +147,6 @@ void eq_quant_format_init(struct eq_quant_format *f, enum eq_qformat format);
 static inline uint64_t eq_quant_block_rows(uint64_t k)
 {
 	return k >= 1 << 19 ? 1 : (1 << 19) / k;
-}
-
-static inline float eq_float_of(uint32_t u)
-{
-	float f;
-
-	__builtin_memcpy(&f, &u, sizeof(f));
-	return f;
-}
-
-static inline uint32_t eq_float_bits(float f)
-{
-	uint32_t u;
-
-	__builtin_memcpy(&u, &f, sizeof(u));
-	return u;
-}
-
-/* float32 bits of binary16 bits: exact. The product with 2^112 also turns
- * subnormal halves into normal floats. */
-static inline uint32_t eq_half_widen(uint16_t h)
-{
-	uint32_t m = (uint32_t)(h & 0x7fff) << 13;
-	uint32_t u = eq_float_bits(eq_float_of(m) * 0x1p112f);
-
-	if ((h & 0x7c00) == 0x7c00)
-		u = m | 0x7f800000;
-	return u | (uint32_t)(h & 0x8000) << 16;
-}
-
-/* binary16 bits of float32, to nearest, ties to even; NaN is not expected. */
-static inline uint16_t eq_half_narrow(float f)
-{
-	uint32_t u = eq_float_bits(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
-	/* below 2^-14 the sum with 1/2 leaves the half's 2^-24 as last place */
-	uint32_t sub = eq_float_bits(eq_float_of(a) + 0.5f) - 0x3f000000;
-	uint32_t nor = (a + 0xfff + (a >> 13 & 1) - (112u << 23)) >> 13;
-
-	if (a >= 0x477ff000)
-		nor = 0x7c00;
-	return (uint16_t)(sign | (a < 0x38800000 ? sub : nor));
-}
-
-static inline uint16_t eq_bf16_narrow(float f)
-{
-	uint32_t u = eq_float_bits(f);
-
-	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
 /* Level of t = |w| / s >= 0 among the E4M3 magnitudes; above 126 if beyond. */

@@ -14,12 +14,9 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "eqcodec.h"
-
-#define XATTR_OWN "user.eqfs."  /* ours: not copied */
 
 struct shrink {
 	int dirfd, fd, out;
@@ -74,20 +71,6 @@ static int shrink_compare(struct shrink *s, const struct eq_run *run)
 	return rc;
 }
 
-static void copy_xattrs(int from, int to)
-{
-	char names[4096], value[4096], *p;
-	ssize_t n = flistxattr(from, names, sizeof(names)), len;
-
-	for (p = names; n > 0 && p < names + n; p += strlen(p) + 1) {
-		if (strncmp(p, "user.", 5) || !strncmp(p, XATTR_OWN, sizeof(XATTR_OWN) - 1))
-			continue;
-		len = fgetxattr(from, p, value, sizeof(value));
-		if (len >= 0)
-			(void)!fsetxattr(to, p, value, (size_t)len, 0);
-	}
-}
-
 /* Is NAME still the file that we encoded? */
 static int shrink_recheck(struct shrink *s, struct stat *now)
 {
@@ -115,7 +98,7 @@ static int copy_attributes(struct shrink *s, const struct stat *st)
 		return failed(s, -errno, "cannot keep the owner");
 	if (fchmod(s->out, st->st_mode & 07777))
 		return failed(s, -errno, "cannot keep the mode");
-	copy_xattrs(s->fd, s->out);
+	eq_xattrs_copy(s->fd, s->out);
 	if (futimens(s->out, times))
 		return failed(s, -errno, "cannot keep the times");
 	return 0;

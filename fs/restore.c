@@ -37,23 +37,6 @@ static int check_place(struct restore *r)
 	return f.archive && f.st.st_ino == r->n->ino && f.st.st_dev == r->n->dev ? 0 : -ESTALE;
 }
 
-static void copy_xattrs(int from, int to)
-{
-	char path[EQ_PROC_SIZE], names[4096], value[4096], *p;
-	ssize_t n, len;
-
-	eq_proc_path(path, from);
-	n = listxattr(path, names, sizeof(names));
-	for (p = names; n > 0 && p < names + n; p += strlen(p) + 1) {
-		if (strncmp(p, "user.", 5) ||
-		    !strncmp(p, EQ_XATTR_PREFIX, sizeof(EQ_XATTR_PREFIX) - 1))
-			continue;
-		len = getxattr(path, p, value, sizeof(value));
-		if (len >= 0)
-			(void)!fsetxattr(to, p, value, (size_t)len, 0);
-	}
-}
-
 static int ending(void *arg, const char *what, uint64_t done, uint64_t total)
 {
 	struct restore *r = arg;
@@ -89,7 +72,7 @@ static int fill(struct restore *r)
 		return -errno;
 	if (fchmod(r->fd, st.st_mode & 07777))
 		return -errno;
-	copy_xattrs(r->n->fd, r->fd);
+	eq_xattrs_copy(r->n->fd, r->fd);
 	if (!r->lossy)
 		(void)!fsetxattr(r->fd, EQ_XATTR_QUEUED, "1", 1, 0);
 	times[0] = st.st_atim;

@@ -65,7 +65,7 @@ static inline void matrix_set(struct matrix *m, uint64_t i, float x)
 		h = m->t.dtype == EQ_F16 ? eq_half_narrow(x) : eq_bf16_narrow(x);
 		memcpy((uint8_t *)m->w + 2 * i, &h, 2);
 	}
-	m->x[i] = eq_f32_at(m->w, m->t.dtype, i);
+	m->x[i] = eq_float_at(m->w, m->t.dtype, i);
 }
 
 static inline void matrix_make(struct matrix *m, int dtype, uint64_t rows, uint64_t k,
@@ -102,7 +102,7 @@ static inline double matrix_norm(const struct matrix *m)
 
 static inline float scale_of(uint16_t bits)
 {
-	return eq_f32_of_bf16(bits);
+	return eq_float_of((uint32_t)bits << 16);
 }
 
 #endif

@@ -262,10 +262,10 @@ static uint32_t reference_unit(int dtype, float value, float scale)
 	/* To nearest even by search among the 65536 candidates' neighbours. */
 	for (uint32_t h = 0; h < 0x8000; h++) {
 		uint32_t next = h + 1, sign = u >> 16 & 0x8000;
-		double lo = fabs((double)(dtype == EQ_BF16 ? eq_f32_of_bf16((uint16_t)h) :
-							     eq_f32_of_f16((uint16_t)h)));
-		double hi = fabs((double)(dtype == EQ_BF16 ? eq_f32_of_bf16((uint16_t)next) :
-							     eq_f32_of_f16((uint16_t)next)));
+		double lo = fabs((double)(dtype == EQ_BF16 ? eq_float_of(h << 16) :
+							     eq_float_of(eq_half_widen((uint16_t)h))));
+		double hi = fabs((double)(dtype == EQ_BF16 ? eq_float_of(next << 16) :
+							     eq_float_of(eq_half_widen((uint16_t)next))));
 		double a = fabs((double)p);
 
 		if (a < lo || a >= hi)
@@ -293,8 +293,8 @@ static void set_scale(void *scales, unsigned scale_dtype, size_t row, float s)
 
 static float get_scale(const void *scales, unsigned scale_dtype, size_t row)
 {
-	return scale_dtype == EQ_SCALE_F32 ? eq_f32_at(scales, EQ_F32, row) :
-					     eq_f32_at(scales, EQ_BF16, row);
+	return scale_dtype == EQ_SCALE_F32 ? eq_float_at(scales, EQ_F32, row) :
+					     eq_float_at(scales, EQ_BF16, row);
 }
 
 struct quant_case {

@@ -64,12 +64,24 @@ static void test_levels(void **state)
 	assert_true(eq_level_fp8(INFINITY) > 126 && eq_level_fp8(465) > 126);
 }
 
+/* By the definition of binary16, not by the trick that is under test. */
+static float half_value(uint16_t h)
+{
+	uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
+
+	if (e == 31)
+		return eq_float_of(sign | 0x7f800000 | m << 13);
+	if (e == 0)
+		return eq_float_of(sign | eq_float_bits((float)m * 0x1p-24f));
+	return eq_float_of(sign | (e + 112) << 23 | m << 13);
+}
+
 static void test_halves(void **state)
 {
 	(void)state;
 	for (uint32_t h = 0; h < 65536; h++) {
 		float f = eq_float_of(eq_half_widen((uint16_t)h));
-		float want = eq_f32_of_f16((uint16_t)h);
+		float want = half_value((uint16_t)h);
 		uint32_t a = eq_float_bits(f), b = eq_float_bits(want);
 
 		if (a != b)
@@ -82,7 +94,7 @@ static void test_halves(void **state)
 		if ((h & 0x7fff) >= 0x7bff)
 			continue;
 		/* the tie above it, and its neighbours */
-		want = (float)(((double)want + (double)eq_f32_of_f16((uint16_t)(h + 1))) / 2);
+		want = (float)(((double)want + (double)half_value((uint16_t)(h + 1))) / 2);
 		assert_int_equal(eq_half_narrow(want), h + (h & 1));
 		assert_int_equal(eq_half_narrow(nextafterf(want, 0)), h);
 		assert_int_equal(eq_half_narrow(nextafterf(want, 2 * want)), h + 1);
@@ -137,7 +149,7 @@ static void check_apply(struct matrix *m, enum eq_qformat format)
 		if (bits_at(recon, m->t.dtype, i) != want)
 			fail_msg("unit %llu: %08x, not %08x", (unsigned long long)i,
 				 bits_at(recon, m->t.dtype, i), want);
-		y = eq_f32_at(recon, m->t.dtype, i);
+		y = eq_float_at(recon, m->t.dtype, i);
 		assert_true(isfinite(y));
 		e = x - (double)y;
 		hist[sym[i]]++;

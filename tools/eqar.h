@@ -86,9 +86,6 @@ int eq_output_commit(struct eq_output *o, const struct stat *owner_and_mode,
 		     const struct timespec times[2]);
 void eq_output_abort(struct eq_output *o);
 
-/* Copy the user.* attributes; those the file system refuses are left out. */
-void eq_xattrs_copy(int to, int from);
-
 /*
  * Decode [off, off + len) of the logical file, in parallel; len is cut at a
  * boundary of extents, so *got may be smaller, but is not 0 unless off is the

@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "gpu_load.h"
@@ -247,27 +246,6 @@ void eq_output_abort(struct eq_output *o)
 {
 	unlinkat(o->dirfd, o->tmp, 0);
 	output_close(o);
-}
-
-void eq_xattrs_copy(int to, int from)
-{
-	char names[65536], *value; /* XATTR_LIST_MAX */
-	ssize_t len = flistxattr(from, names, sizeof(names));
-
-	value = malloc(65536); /* XATTR_SIZE_MAX */
-	for (ssize_t i = 0; value && i < len;
-	     i += (ssize_t)strlen(names + i) + 1) {
-		ssize_t n;
-
-		/* user.eqfs.* is what a mount says, not what a user set. */
-		if (strncmp(names + i, "user.", 5) ||
-		    !strncmp(names + i, "user.eqfs.", 10))
-			continue;
-		n = fgetxattr(from, names + i, value, 65536);
-		if (n >= 0)
-			(void)fsetxattr(to, names + i, value, (size_t)n, 0);
-	}
-	free(value);
 }
 
 /* ---- decoding ------------------------------------------------------------ */

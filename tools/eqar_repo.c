@@ -300,7 +300,7 @@ static int restore(struct repo *p, struct eq_archive *a, const char *plain,
 		eq_output_abort(&o);
 		return rc;
 	}
-	eq_xattrs_copy(o.fd, xattr_fd);
+	eq_xattrs_copy(xattr_fd, o.fd);
 	rc = eq_output_commit(&o, st, times);
 	if (rc)
 		return rc;
