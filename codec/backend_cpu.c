@@ -587,12 +587,12 @@ static void decode_team(const struct eq_kernels *k, struct eq_decode_job *jobs,
 
 /* ---- the back end ----------------------------------------------------------- */
 
+/* ctx is the table of kernels to use; NULL, the best one. */
 static int cpu_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 {
-	const struct eq_kernels *k = eq_kernels_get();
+	const struct eq_kernels *k = ctx ? ctx : eq_kernels_get();
 	unsigned team;
 
-	(void)ctx;
 	for (size_t i = 0; i < n; i += team) {
 		const struct eq_plan *plan = jobs[i].plan;
 
