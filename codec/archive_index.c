@@ -7,7 +7,6 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 #include <zstd.h>
 
 #include "archive_priv.h"
@@ -448,7 +447,7 @@ static int check_version(const struct eq_archive *a, uint16_t major, uint32_t in
 static int check_header(const struct eq_archive *a, const struct eq_disk_header *h,
 			struct eq_error *err)
 {
-	if (h->xxh3 != XXH3_64bits(h, offsetof(struct eq_disk_header, xxh3)))
+	if (!eq_checksum_ok(h, offsetof(struct eq_disk_header, xxh3), h->xxh3))
 		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt file header: checksum", a->name);
 	if (!all_zero(h->zero, sizeof(h->zero)))
 		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt file header: reserved field", a->name);
@@ -462,7 +461,7 @@ static int check_trailer(struct eq_archive *a, const struct eq_disk_trailer *t,
 
 	if (memcmp(t->magic, EQ_MAGIC_END, 8))
 		return eq_fail(err, EQ_ECORRUPT, "%s: truncated archive: no trailer", a->name);
-	if (t->xxh3 != XXH3_64bits(t, offsetof(struct eq_disk_trailer, xxh3)))
+	if (!eq_checksum_ok(t, offsetof(struct eq_disk_trailer, xxh3), t->xxh3))
 		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt trailer: checksum", a->name);
 	rc = check_version(a, t->major, t->incompat, err);
 	if (rc)
@@ -514,7 +513,7 @@ int eq_index_load(struct eq_archive *a, struct eq_error *err)
 	rc = eq_read_full(a->fd, a->index, a->index_len, a->index_off);
 	if (rc)
 		return eq_fail(err, rc, "%s: %s", a->name, eq_strerror(rc));
-	if (XXH3_64bits(a->index, a->index_len) != t.index_xxh3)
+	if (!eq_checksum_ok(a->index, a->index_len, t.index_xxh3))
 		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt index: checksum", a->name);
 	return load_sections(a, err);
 }

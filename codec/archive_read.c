@@ -9,7 +9,6 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "archive_priv.h"
 #include "model.h"
@@ -292,7 +291,7 @@ static void batch_add(struct eq_archive *a, struct batch *b, struct eq_extent_jo
 	struct eq_decode_job *d = &b->job[b->n];
 	int rc;
 
-	if (XXH3_64bits(at, c->len) != c->xxh3) {
+	if (!eq_checksum_ok(at, c->len, c->xxh3)) {
 		chunk_failed(a, j, EQ_ECORRUPT, "checksum mismatch", err);
 		return;
 	}
