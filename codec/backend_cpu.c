@@ -507,22 +507,18 @@ static int put_outliers(struct member *m)
 }
 
 /*
- * Have the memory fetch what the tile at pos will read and write while the
- * entropy decoder, which is busy with arithmetic, works on it.
+ * Have the memory fetch the raw planes of the tile at pos while the entropy
+ * decoder works, which is busy with arithmetic. (Fetching the output as well was
+ * measured: it drives the table out of the first-level cache.)
  */
 static void prefetch_tile(const struct member *m, uint32_t pos)
 {
 	uint32_t n = tile_units(m, pos);
-	size_t unit = m->job->plan->unit;
-	const uint8_t *out = (const uint8_t *)m->job->out + pos * unit;
 
 	for (unsigned i = 0; i < m->n_parts; i++)
-		if (m->part[i].head.kind == EQ_PART_RAW &&
-		    m->job->plan->codec == EQ_CODEC_PLANES)
+		if (m->part[i].head.kind == EQ_PART_RAW)
 			for (uint32_t at = 0; at < n; at += 64)
 				__builtin_prefetch(m->part[i].data + pos + at);
-	for (size_t at = 0; at < n * unit; at += 64)
-		__builtin_prefetch(out + at, 1);
 }
 
 /* ---- teams ----------------------------------------------------------------- */
@@ -568,7 +564,7 @@ static void decode_team(const struct eq_kernels *k, struct eq_decode_job *jobs,
 	}
 	for (uint32_t pos = 0; pos < longest; pos += TILE) {
 		for (unsigned j = 0; j < n; j++)
-			if (!team[j]->job->status)
+			if (!quant && !team[j]->job->status)
 				prefetch_tile(team[j], pos);
 		for (unsigned i = quant; i < (quant ? 2u : plan->unit); i++)
 			decode_tile(k, team, n, i, pos);
