@@ -18,7 +18,7 @@ template <int CLS> struct traits {
 	static const unsigned warp_bytes = any ? unit * EQ_RING : EQ_RING;
 	/* As many blocks of EQ_GPU_WARPS as the shared memory of recent devices or
 	 * a decent number of registers allows. */
-	static const int blocks = any ? 1 : !quant && unit > 2 ? 3 : 5;
+	static const int blocks = any ? 1 : !quant && unit > 2 ? 3 : wide ? 5 : 6;
 };
 
 /* Dynamic shared memory is aligned to 1024 bytes when it is the only one. */
@@ -53,15 +53,14 @@ eq_decode(const struct eq_gpu_task *tasks, const struct eq_gpu_block *blocks)
 	if (warp >= block.n)
 		return;
 	/* A copy, so that stores to the output are no reason to read it again. */
-	const struct eq_gpu_task *origin = &tasks[block.first + warp];
-	const struct eq_gpu_task t = *origin;
+	const struct eq_gpu_task t = tasks[block.first + warp];
 
 	if (T::quant)
 		rc = eq_warp_quant(&t, shared, ring, T::dtype, T::pair);
 	else if (T::any)
 		rc = eq_warp_any(&t, shared, ring, T::unit);
 	else
-		rc = eq_warp_planes(&t, origin, shared, ring, T::unit, T::pair);
+		rc = eq_warp_planes(&t, shared, ring, T::unit, T::pair);
 	if (threadIdx.x % 32 == 0)
 		*t.status = rc;
 }

@@ -96,6 +96,28 @@ EQ_DEV uint32_t eq_pack_f16(float a, float b)
 	       (uint32_t)__half_as_ushort(__float2half_rn(b)) << 16;
 }
 
+/* From device memory that no kernel writes. */
+EQ_DEV uint32_t eq_load32(const void *p)
+{
+	uint32_t v;
+
+	asm("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(__cvta_generic_to_global(p)));
+	return v;
+}
+
+EQ_DEV uint64_t eq_load64(const void *p)
+{
+	uint64_t v;
+
+	asm("ld.global.nc.u64 %0, [%1];" : "=l"(v) : "l"(__cvta_generic_to_global(p)));
+	return v;
+}
+
+EQ_DEV void eq_prefetch(const void *p)
+{
+	asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(p)));
+}
+
 /* n words, in as few stores as there can be; p is aligned to them. */
 EQ_DEV void eq_store(unsigned char *p, const uint32_t *w, const unsigned n)
 {

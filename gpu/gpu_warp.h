@@ -56,8 +56,8 @@ EQ_DEV void eq_stream_fetch(struct eq_stream *s)
 {
 	if (s->n_blocks * 128 < s->n_words) {
 		EQ_EACH_LANE
-			EQ_AT(s->ahead) = *(const uint64_t *)(const void *)
-				(s->words + s->n_blocks * EQ_RING_BLOCK + 8 * lane);
+			EQ_AT(s->ahead) = eq_load64(s->words + s->n_blocks * EQ_RING_BLOCK +
+						    8 * lane);
 	}
 	s->n_blocks++;
 }
@@ -327,24 +327,6 @@ EQ_DEV uint32_t eq_swap_plane(unsigned char *p, const unsigned unit, unsigned pl
 	return old;
 }
 
-/* Where four bytes of a part that is not coded are, and how far on the next ones
- * are, in units: constant parts come from the task itself. Up to 255 bytes behind
- * a part RAW may be read, which is within the slack. */
-EQ_DEV const unsigned char *eq_plain_at(const struct eq_gpu_task *t,
-					const struct eq_gpu_task *origin, unsigned i,
-					uint32_t at, uint32_t *stride)
-{
-	*stride = t->part[i].kind == EQ_PART_RAW;
-	if (*stride)
-		return t->in + t->part[i].off + at;
-	return (const unsigned char *)&origin->part[i].fill4;
-}
-
-EQ_DEV uint32_t eq_word_at(const unsigned char *p)
-{
-	return *(const uint32_t *)(const void *)p;
-}
-
 EQ_DEV uint32_t eq_escape(const struct eq_gpu_task *t, const struct eq_gpu_part *p,
 			  uint32_t i)
 {
@@ -376,21 +358,26 @@ EQ_DEV bool eq_escape_planes(const struct eq_gpu_task *t, const struct eq_gpu_pa
 	return EQ_BALLOT(bad) == 0;
 }
 
-/* The planes that are stored as they are, at the units of a lane. */
+/* The planes that are not coded, at the units of a lane: where the bytes are, or
+ * the one that all of them are. Up to 255 bytes behind a part RAW may be read,
+ * which is within the slack. */
 struct eq_plain {
 	EQ_PER_LANE_N(const unsigned char *, p, 8);
-	uint32_t stride[8];
+	bool raw[8];
+	uint32_t fill4[8];
 };
 
-EQ_DEV void eq_plain_begin(const struct eq_gpu_task *t, const struct eq_gpu_task *origin,
-			   struct eq_plain *plain, const unsigned unit, const bool pair)
+EQ_DEV void eq_plain_begin(const struct eq_gpu_task *t, struct eq_plain *plain,
+			   const unsigned unit, const bool pair)
 {
 	EQ_UNROLL
-	for (unsigned i = 0; i < unit; i++)
+	for (unsigned i = 0; i < unit; i++) {
+		plain->raw[i] = t->part[i].kind == EQ_PART_RAW;
+		plain->fill4[i] = t->part[i].fill4;
 		EQ_EACH_LANE
-			EQ_AT(plain->p)[i] = eq_plain_at(t, origin, i,
-							 eq_lane_units(0, lane, pair),
-							 &plain->stride[i]);
+			EQ_AT(plain->p)[i] = t->in + t->part[i].off +
+					     eq_lane_units(0, lane, pair);
+	}
 }
 
 /* Bytes of those planes for a lane's units, and in pair mode 64 units on. */
@@ -399,19 +386,34 @@ struct eq_bytes {
 	EQ_PER_LANE_N(uint32_t, high, 8);
 };
 
-/* Take the bytes of a group, and move on to the next one. */
-EQ_DEV void eq_plain_fetch(struct eq_plain *plain, struct eq_bytes *out, const unsigned unit,
-			   const bool pair)
+/* Device memory takes as long to answer as a group takes to decode, or longer: the
+ * second cache is told that many groups ahead what will be wanted. (Twice as far,
+ * and some of it is gone again when its time comes.) */
+#define EQ_AHEAD 4
+
+/* Take the bytes of a group, and move on to the next one; `more` says that there
+ * is a group EQ_AHEAD further on. */
+EQ_DEV void eq_plain_fetch(struct eq_plain *plain, struct eq_bytes *out, bool more,
+			   const unsigned unit, const bool pair)
 {
+	const unsigned step = pair ? 256 : 128;
+
 	EQ_EACH_LANE {
 		EQ_UNROLL
 		for (unsigned i = 0; i < unit; i++) {
 			const unsigned char *p = EQ_AT(plain->p)[i];
 
-			EQ_AT(out->low)[i] = eq_word_at(p);
-			if (pair)
-				EQ_AT(out->high)[i] = eq_word_at(p + 64 * plain->stride[i]);
-			EQ_AT(plain->p)[i] = p + (pair ? 256 : 128) * plain->stride[i];
+			EQ_AT(out->low)[i] = EQ_AT(out->high)[i] = plain->fill4[i];
+			if (plain->raw[i]) {
+				EQ_AT(out->low)[i] = eq_load32(p);
+				if (pair)
+					EQ_AT(out->high)[i] = eq_load32(p + 64);
+				if (more)
+					eq_prefetch(p + EQ_AHEAD * step);
+				if (more && pair)
+					eq_prefetch(p + EQ_AHEAD * step + 64);
+			}
+			EQ_AT(plain->p)[i] = p + step;
 		}
 	}
 }
@@ -429,33 +431,28 @@ EQ_DEV void eq_put_planes(const struct eq_gpu_task *t, uint32_t coded, uint32_t 
 	eq_put_four(t->out, at, t->n_units, unit, words);
 }
 
-/* A chunk of planes of which exactly one is coded; `origin` is the task where it
- * lies in memory. Returns 0 or EQ_ECORRUPT. */
-EQ_DEV int eq_warp_planes(const struct eq_gpu_task *t, const struct eq_gpu_task *origin,
-			  unsigned char *shared, uint32_t ring, const unsigned unit,
-			  const bool pair)
+/* A chunk of planes of which exactly one is coded. Returns 0 or EQ_ECORRUPT. */
+EQ_DEV int eq_warp_planes(const struct eq_gpu_task *t, unsigned char *shared,
+			  uint32_t ring, const unsigned unit, const bool pair)
 {
 	const struct eq_gpu_part *p = &t->main;
 	const uint32_t step = pair ? 256 : 128;
 	uint32_t groups = (t->n_units + step - 1) / step;
 	EQ_PER_LANE(uint32_t, n_15);
 	struct eq_plain plain;
-	struct eq_bytes next;
 	struct eq_stream s;
 
 	if (!eq_stream_begin(&s, shared, ring, t->in + p->off, p->n_words))
 		return EQ_ECORRUPT;
-	eq_plain_begin(t, origin, &plain, unit, pair);
-	eq_plain_fetch(&plain, &next, unit, pair);
+	eq_plain_begin(t, &plain, unit, pair);
 	EQ_EACH_LANE
 		EQ_AT(n_15) = 0;
 	for (uint32_t g = 0; g < groups; g++) {
-		struct eq_bytes now = next;
+		struct eq_bytes now;
 		struct eq_four v, w;
 
-		/* The next group's, which so have all of this one's time to come. */
-		if (g + 1 < groups)
-			eq_plain_fetch(&plain, &next, unit, pair);
+		/* Asked for before the group, so that they come meanwhile. */
+		eq_plain_fetch(&plain, &now, g + EQ_AHEAD < groups, unit, pair);
 		if (pair)
 			eq_group_wide(&s, shared, true, &v, &w);
 		else
@@ -557,7 +554,7 @@ EQ_DEV void eq_any_part(const struct eq_gpu_task *t, const struct eq_gpu_part *p
 			else
 				EQ_AT(out->v)[i] =
 					p->kind == EQ_PART_CONST ? p->fill4 :
-					eq_word_at(t->in + p->off + begin + 4 * lane);
+					eq_load32(t->in + p->off + begin + 4 * lane);
 		}
 	}
 }

@@ -140,6 +140,28 @@ static inline uint32_t eq_pack_f16(float a, float b)
 	return eq_round16(a, true) | eq_round16(b, true) << 16;
 }
 
+static inline uint32_t eq_load32(const void *p)
+{
+	uint32_t v;
+
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+static inline uint64_t eq_load64(const void *p)
+{
+	uint64_t v;
+
+	memcpy(&v, p, sizeof(v));
+	return v;
+}
+
+/* Touches what a device would fetch, so that sanitizers see it. */
+static inline void eq_prefetch(const void *p)
+{
+	(void)*(const volatile unsigned char *)p;
+}
+
 static inline void eq_store(unsigned char *p, const uint32_t *w, unsigned n)
 {
 	memcpy(p, w, 4 * (size_t)n);

@@ -51,7 +51,7 @@ static int emulate(const struct eq_gpu_task *t, int cls)
 	if (cls < EQ_GPU_PLANES)
 		rc = eq_warp_quant(t, shared, table_bytes, dtypes[cls / 2], cls & 1);
 	else if (cls < EQ_GPU_ANY)
-		rc = eq_warp_planes(t, t, shared, table_bytes, 1u << log2_unit, cls & 1);
+		rc = eq_warp_planes(t, shared, table_bytes, 1u << log2_unit, cls & 1);
 	else
 		rc = eq_warp_any(t, shared, table_bytes, 1u << log2_unit);
 	free(shared);
