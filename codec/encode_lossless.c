@@ -17,7 +17,7 @@
 
 #include "encode_priv.h"
 
-#define KEEP_BYTES (UINT64_C(64) << 20)
+#define KEEP_BYTES (UINT64_C(256) << 20)
 #define ZSTD_LEVEL 3
 /* Trial of zstd: pieces of the tensor, first a few, and many before it is taken. */
 #define PIECE_BYTES 16384
