@@ -1,15 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Fuzz target for the decoding of chunks: any parameters, any bytes, checksums
- * aside. With libFuzzer, from the top of the source:
- *
- *   F="-g -O1 -fsanitize=fuzzer-no-link,address,undefined -Icodec -Itests"
- *   clang $F -DEQ_LIBFUZZER -fsanitize=fuzzer tests/fuzz_chunk.c \
- *         codec/{backend_cpu,backend_simple,coding,cpu,dequant,model,rans,split}.c \
- *         -lzstd -lm -lpthread -o fuzz && ./fuzz NEW_INPUTS tests/data/corpus/chunk
- *
- * (an empty config.h on the include path; with the SIMD sources and HAVE_AVX2,
- * HAVE_AVX512 in it, those are fuzzed instead of the scalar code).
+ * aside. Every instruction set must do the same as the scalar code, a chunk alone
+ * the same as in a team, and what lies behind the chunk must not matter.
  *
  * An input is a struct eq_fuzz_head, the parameters, and the chunk. Without
  * libFuzzer this program replays the files given, or the corpus if none are
@@ -17,12 +10,12 @@
  */
 #include <config.h>
 
-#include <dirent.h>
-#include <stdio.h>
-
 #include "codec_util.h"
 #include "coding.h"
+#include "cpu.h"
 #include "eqcodec.h"
+#include "fuzz_util.h"
+#include "kernels.h"
 
 struct eq_fuzz_head {
 	uint8_t codec, unit, transform, dtype, scale_dtype, zero;
@@ -32,28 +25,87 @@ static_assert(sizeof(struct eq_fuzz_head) == 16, "head");
 
 #define TEAM 3
 #define UNITS_MAX 8192
+#define ISAS_MAX 4
 
-static void demand(bool holds, const char *what)
+/* One back end an instruction set, the scalar one first. */
+static struct eq_kernels kernels[ISAS_MAX];
+static struct eq_backend backend[ISAS_MAX];
+static unsigned n_backends;
+
+static void backend_add(void (*init)(struct eq_kernels *k))
 {
-	if (!holds) {
-		fprintf(stderr, "violated: %s\n", what);
-		abort();
+	struct eq_kernels *k = &kernels[n_backends];
+
+	eq_kernels_init_c(k);
+	if (init)
+		init(k);
+	backend[n_backends] = *eq_backend_cpu();
+	backend[n_backends++].ctx = k;
+}
+
+static void backends_init(void)
+{
+	unsigned flags = eq_cpu_flags(NULL);
+
+	backend_add(NULL);
+#ifdef HAVE_AVX2
+	if (flags & EQ_CPU_AVX2)
+		backend_add(eq_kernels_init_avx2);
+#endif
+#ifdef HAVE_AVX512
+	if (flags & EQ_CPU_AVX512)
+		backend_add(eq_kernels_init_avx512);
+#endif
+#ifdef HAVE_NEON
+	if (flags & EQ_CPU_NEON)
+		backend_add(eq_kernels_init_neon);
+#endif
+	(void)flags;
+}
+
+/* A copy of the chunk that ends with EQ_SLACK bytes of `slack` and, for the
+ * sanitizer to see the end, nothing else. */
+static uint8_t *copy_chunk(const uint8_t *data, size_t len, int slack)
+{
+	void *p = NULL;
+
+	demand(!posix_memalign(&p, 64, len + EQ_SLACK), "memory");
+	memcpy(p, data, len);
+	memset((uint8_t *)p + len, slack, EQ_SLACK);
+	return p;
+}
+
+/* Decode `n` copies of the chunk at once; all must do as `want` did. */
+static void decode_again(struct eq_backend *be, const struct eq_decode_job *want, unsigned n)
+{
+	const size_t out_len = (size_t)want->n_units * want->plan->unit;
+	struct eq_decode_job job[TEAM];
+
+	for (unsigned i = 0; i < n; i++) {
+		job[i] = *want;
+		job[i].in = copy_chunk(want->in, want->in_len, i & 1 ? 0xff : 0xa5);
+		job[i].out = malloc(out_len);
+		demand(job[i].out, "memory");
+	}
+	demand(!be->decode(be->ctx, job, n), "result of decode");
+	for (unsigned i = 0; i < n; i++) {
+		demand(job[i].status == want->status, "the same status");
+		demand(want->status || !memcmp(job[i].out, want->out, out_len),
+		       "the same output");
+		free((void *)job[i].in);
+		free(job[i].out);
 	}
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
-/* Decode the chunk alone and in a team of itself: the same must come out. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	const struct eq_backend *be = eq_backend_cpu();
-	struct eq_decode_job job[1 + TEAM];
+	struct eq_decode_job job = { 0 };
 	struct eq_plan plan = { 0 };
 	struct eq_fuzz_head h;
-	uint8_t *in, *out[1 + TEAM];
-	size_t in_len, out_len;
 	int rc;
 
+	if (!n_backends)
+		backends_init();
 	if (size < sizeof(h))
 		return 0;
 	memcpy(&h, data, sizeof(h));
@@ -73,30 +125,22 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	demand(rc == 0 || rc == EQ_ECORRUPT || rc == EQ_ELIMIT, "result of eq_plan_init");
 	if (rc)
 		return 0;
-	in_len = size - h.param_len;
-	in = must_alloc(in_len + EQ_SLACK);
-	memcpy(in, data + h.param_len, in_len);
-	memset(in + in_len, 0, EQ_SLACK);
-	out_len = (size_t)h.n_units * plan.unit;
-	for (unsigned i = 0; i <= TEAM; i++) {
-		/* Exact, for the sanitizer to see the end. */
-		out[i] = malloc(out_len);
-		demand(out[i], "memory");
-		memset(out[i], 0x55, out_len);
-		job[i] = (struct eq_decode_job){ &plan, in, in_len, h.first_unit,
-						 h.n_units, out[i], 1 };
+	job.plan = &plan;
+	job.in_len = size - h.param_len;
+	job.in = copy_chunk(data + h.param_len, job.in_len, 0);
+	job.first_unit = h.first_unit;
+	job.n_units = h.n_units;
+	job.out = malloc((size_t)h.n_units * plan.unit);
+	demand(job.out, "memory");
+	demand(!backend->decode(backend->ctx, &job, 1), "result of decode");
+	demand(job.status == 0 || job.status == EQ_ECORRUPT, "status");
+	for (unsigned i = 0; i < n_backends; i++) {
+		if (i)
+			decode_again(&backend[i], &job, 1);
+		decode_again(&backend[i], &job, TEAM);
 	}
-	demand(!be->decode(be->ctx, job, 1), "result of decode");
-	demand(!be->decode(be->ctx, job + 1, TEAM), "result of decode");
-	for (unsigned i = 0; i <= TEAM; i++) {
-		demand(job[i].status == 0 || job[i].status == EQ_ECORRUPT, "status");
-		demand(job[i].status == job[0].status, "status of a team");
-		demand(job[0].status || !memcmp(out[i], out[0], out_len),
-		       "output of a team");
-	}
-	for (unsigned i = 0; i <= TEAM; i++)
-		free(out[i]);
-	free(in);
+	free((void *)job.in);
+	free(job.out);
 	eq_plan_fini(&plan);
 	return 0;
 }
@@ -177,58 +221,12 @@ static int make_seeds(const char *dir)
 	return 0;
 }
 
-static void replay(const char *path)
-{
-	uint8_t *data = must_alloc(1 << 20);
-	FILE *f = fopen(path, "rb");
-	size_t n;
-
-	if (!f) {
-		perror(path);
-		exit(1);
-	}
-	n = fread(data, 1, 1 << 20, f);
-	fclose(f);
-	LLVMFuzzerTestOneInput(data, n);
-	free(data);
-}
-
-static unsigned replay_dir(const char *dir)
-{
-	DIR *d = opendir(dir);
-	struct dirent *e;
-	char path[2048];
-	unsigned n = 0;
-
-	while (d && (e = readdir(d))) {
-		if (e->d_name[0] == '.')
-			continue;
-		snprintf(path, sizeof(path), "%s/%s", dir, e->d_name);
-		replay(path);
-		n++;
-	}
-	if (d)
-		closedir(d);
-	return n;
-}
-
 int main(int argc, char **argv)
 {
-	const char *src = getenv("srcdir");
-	char dir[1024];
-	unsigned n;
-
 	if (argc == 3 && !strcmp(argv[1], "--make"))
 		return make_seeds(argv[2]);
 	for (int i = 1; i < argc; i++)
-		replay(argv[i]);
-	if (argc > 1)
-		return 0;
-	snprintf(dir, sizeof(dir), "%s/tests/data/corpus/chunk", src ? src : ".");
-	n = replay_dir(dir);
-	printf("%u inputs replayed\n", n);
-	if (!n)
-		fprintf(stderr, "nothing to replay in %s\n", dir);
-	return n ? 0 : 1;
+		fuzz_replay(argv[i], LLVMFuzzerTestOneInput);
+	return argc == 1 && !fuzz_replay_directory("corpus/chunk", "", LLVMFuzzerTestOneInput);
 }
 #endif

@@ -1,10 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Fuzz target for headers of safetensors files. With libFuzzer:
- *
- *   clang -g -O1 -D_GNU_SOURCE -DEQ_LIBFUZZER -fsanitize=fuzzer,address,undefined \
- *         -Icodec tests/fuzz_safetensors.c codec/{error,dtype,utf8,json_scan,safetensors}.c \
- *         -lxxhash -o fuzz && ./fuzz NEW_INPUTS tests/data/corpus/safetensors
+ * Fuzz target for headers of safetensors files.
  *
  * An input is the length of the tensor data (u16, little-endian) and the JSON
  * text; a file *.safetensors is taken as it is. Without libFuzzer this program
@@ -14,23 +10,10 @@
  */
 #include <config.h>
 
-#include <dirent.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "eqcodec.h"
+#include "fuzz_util.h"
 #include "st_text.h"
 #include "utf8.h"
-
-static void demand(bool holds, const char *what)
-{
-	if (!holds) {
-		fprintf(stderr, "violated: %s\n", what);
-		abort();
-	}
-}
 
 /* The same tensors as a plain header. To be freed; *len its length. */
 static char *write_header(const struct eq_st *st, size_t *len)
@@ -126,12 +109,9 @@ static void check(int rc, const struct eq_st *st, const struct eq_error *err)
 	}
 	demand(rc == EQ_ENOTST || rc == EQ_ELIMIT, "result");
 	demand(st == NULL, "no object on failure");
-	demand(strncmp(err->text, "F: ", 3) == 0 && strlen(err->text) > 3, "message");
-	demand(strlen(err->text) < sizeof(err->text) && !strpbrk(err->text, "\n\r\x1b"),
-	       "one line");
+	demand_message(err->text, sizeof(err->text));
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct eq_error err = { "" };
@@ -171,16 +151,10 @@ static void check_file(const uint8_t *bytes, size_t size, FILE *f)
 	eq_st_free(st);
 }
 
-/* Exactly as many bytes as there are, so that ASan sees a read beyond them. */
-static uint8_t *read_bytes(FILE *f, size_t size)
+static int check_whole(const uint8_t *bytes, size_t size)
 {
-	uint8_t *bytes = malloc(size ? size : 1);
-
-	if (!bytes || fread(bytes, 1, size, f) != size) {
-		fputs("fuzz_safetensors: input too short\n", stderr);
-		exit(1);
-	}
-	return bytes;
+	check_file(bytes, size, NULL);
+	return 0;
 }
 
 static void replay_stream(void)
@@ -189,66 +163,11 @@ static void replay_stream(void)
 
 	while (fread(n, 1, 4, stdin) == 4) {
 		const size_t size = (size_t)(n[0] | n[1] << 8 | n[2] << 16) | (size_t)n[3] << 24;
-		uint8_t *bytes = read_bytes(stdin, size);
+		uint8_t *bytes = fuzz_read(stdin, size, "standard input");
 
 		check_file(bytes, size, stdout);
 		free(bytes);
 	}
-}
-
-static bool is_whole_file(const char *path)
-{
-	const char *dot = strrchr(path, '.');
-
-	return dot && strcmp(dot, ".safetensors") == 0;
-}
-
-static void replay(const char *path)
-{
-	FILE *f = fopen(path, "re");
-	long size;
-
-	if (!f || fseek(f, 0, SEEK_END) < 0 || (size = ftell(f)) < 0) {
-		perror(path);
-		exit(1);
-	}
-	rewind(f);
-	uint8_t *bytes = read_bytes(f, (size_t)size);
-
-	if (is_whole_file(path))
-		check_file(bytes, (size_t)size, NULL);
-	else
-		LLVMFuzzerTestOneInput(bytes, (size_t)size);
-	free(bytes);
-	fclose(f);
-}
-
-static size_t replay_directory(const char *name, bool whole_files)
-{
-	const char *srcdir = getenv("srcdir");
-	char path[4096];
-	const struct dirent *e;
-	size_t n = 0;
-
-	snprintf(path, sizeof(path), "%s/tests/data/%s", srcdir ? srcdir : ".", name);
-	DIR *d = opendir(path);
-
-	if (!d) {
-		perror(path);
-		exit(1);
-	}
-	const size_t len = strlen(path);
-
-	while ((e = readdir(d))) {
-		if (e->d_name[0] == '.' || is_whole_file(e->d_name) != whole_files)
-			continue;
-		snprintf(path + len, sizeof(path) - len, "/%s", e->d_name);
-		replay(path);
-		n++;
-	}
-	closedir(d);
-	printf("%s: %zu files\n", name, n);
-	return n;
 }
 
 int main(int argc, char **argv)
@@ -258,11 +177,13 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	for (int i = 1; i < argc; i++)
-		replay(argv[i]);
+		fuzz_replay(argv[i], fuzz_has_suffix(argv[i], ".safetensors") ?
+					     check_whole : LLVMFuzzerTestOneInput);
 	if (argc > 1)
 		return 0;
-	return replay_directory("corpus/safetensors", false) == 0 ||
-	       replay_directory("bad", true) == 0 || replay_directory("good", true) == 0;
+	return !fuzz_replay_directory("corpus/safetensors", "", LLVMFuzzerTestOneInput) ||
+	       !fuzz_replay_directory("bad", ".safetensors", check_whole) ||
+	       !fuzz_replay_directory("good", ".safetensors", check_whole);
 }
 
 #endif

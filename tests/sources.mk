@@ -12,10 +12,17 @@ UNIT_TESTS = \
 	tests/unit_quant_search \
 	tests/unit_parity \
 	tests/unit_rans \
+	tests/fuzz_archive \
 	tests/fuzz_chunk \
 	tests/fuzz_safetensors \
 	tests/unit_policy \
 	tests/unit_safetensors
+# Opens and reads archives whatever their checksums say, with its own build of that.
+tests_fuzz_archive_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
+tests_fuzz_archive_SOURCES = \
+	tests/fuzz_archive.c \
+	codec/archive_index.c \
+	codec/archive_read.c
 # Programs of `make bench`, each from the .c of its name.
 EQ_BENCHES = \
 	tests/bench_quant \
@@ -47,6 +54,7 @@ TEST_FILES = \
 	tests/data \
 	tests/cli_lib.sh \
 	tests/codec_util.h \
+	tests/fuzz_util.h \
 	tests/quant_util.h \
 	tests/gpu_lane_host.h \
 	tests/gpu_util.h \
