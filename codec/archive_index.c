@@ -474,7 +474,7 @@ static int check_trailer(struct eq_archive *a, const struct eq_disk_trailer *t,
 	if (t->index_len > EQ_MAX_INDEX)
 		return eq_fail(err, EQ_ELIMIT, "%s: index exceeds the limit", a->name);
 	if (t->index_off % 8 || t->index_off < sizeof(struct eq_disk_header) || t->index_len % 8 ||
-	    t->index_len > a->info.stored ||
+	    t->index_len > a->info.stored - sizeof(*t) ||
 	    t->index_off != a->info.stored - sizeof(*t) - t->index_len)
 		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt trailer: place of the index", a->name);
 	a->index_off = t->index_off;

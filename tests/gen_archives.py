@@ -232,6 +232,9 @@ def bad():
                              ("total", n + 8, "should have")):
         code = "ELIMIT" if "limit" in text else "ECORRUPT"
         yield f"trailer-{key}-{value}", archive([simple()], dict(trailer={key: value}))[0], code, text
+    yield ("trailer-off-negative", # off + len is right in 64 bits
+           archive([simple()], dict(trailer=dict(off=2**64 - 40, len=n - 64 + 40)))[0],
+           "ECORRUPT", "place of the index")
 
     def file_field(**kw):
         return archive([simple()], None, lambda b: b.file.update(kw))[0]
