@@ -387,8 +387,8 @@ struct eq_bytes {
 };
 
 /* Device memory takes as long to answer as a group takes to decode, or longer: the
- * second cache is told that many groups ahead what will be wanted. (At eight groups,
- * and some of it is gone again when its time comes.) */
+ * second cache is told that many groups ahead what will be wanted. Eight groups
+ * ahead, some of it is gone again when its time comes. */
 #define EQ_AHEAD 2
 
 /* Take the bytes of a group, and move on to the next one; `more` says that there
