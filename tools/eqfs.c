@@ -185,7 +185,7 @@ static void help(void)
 	     "  bits=N         quantise to N bits a parameter (default: lossless)\n"
 	     "  lambda=X       quantise with this weight of the rate\n"
 	     "  format=F       of quantised weights: fp8 or int8\n"
-	     "  include=GLOB   quantise tensors of this name as well; may be repeated\n"
+	     "  include=GLOB   quantise tensors of this name and no others; may be repeated\n"
 	     "  exclude=GLOB   never quantise tensors of this name; may be repeated\n"
 	     "  settle=SEC     encode when a file has been quiet that long (default: 2)\n"
 	     "  cache=SIZE     memory for decoded data, as 512M or 2G (default: 256M)\n"
