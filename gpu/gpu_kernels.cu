@@ -5,6 +5,12 @@
 #include "gpu_kernels.cuh"
 
 #define MAX_THREADS (32 * EQ_GPU_WARPS)
+/* Blocks of so many threads that a multiprocessor takes at most. */
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#define MAX_BLOCKS 4
+#else
+#define MAX_BLOCKS 6
+#endif
 
 template <int CLS> struct traits {
 	static const bool quant = CLS < EQ_GPU_PLANES;
@@ -18,7 +24,8 @@ template <int CLS> struct traits {
 	static const unsigned warp_bytes = any ? unit * EQ_RING : EQ_RING;
 	/* As many blocks of EQ_GPU_WARPS as the shared memory of recent devices or
 	 * a decent number of registers allows. */
-	static const int blocks = any ? 1 : !quant && unit > 2 ? 3 : wide ? 5 : 6;
+	static const int wanted = any ? 1 : !quant && unit > 2 ? 3 : wide ? 5 : 6;
+	static const int blocks = wanted < MAX_BLOCKS ? wanted : MAX_BLOCKS;
 };
 
 /* Dynamic shared memory is aligned to 1024 bytes when it is the only one. */
