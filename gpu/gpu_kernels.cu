@@ -28,7 +28,7 @@ template <int CLS> struct traits {
 	static const int blocks = wanted < MAX_BLOCKS ? wanted : MAX_BLOCKS;
 };
 
-/* Dynamic shared memory is aligned to 1024 bytes when it is the only one. */
+/* Positions in it count from its beginning. */
 extern __shared__ uint64_t eq_shared[];
 
 template <int CLS>
