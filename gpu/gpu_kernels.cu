@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The kernels: one for each class of task, a warp a chunk. */
 #include "gpu_lane.cuh"
-#include "gpu_warp.h"
+#include "gpu_planes.h"
+#include "gpu_quant.h"
 #include "gpu_kernels.cuh"
 
 #define MAX_THREADS (32 * EQ_GPU_WARPS)

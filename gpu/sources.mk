@@ -15,5 +15,7 @@ EQ_CUDA_DEPS = \
 	gpu/gpu_kernels.cuh \
 	gpu/gpu_lane.cuh \
 	gpu/gpu_module.cuh \
+	gpu/gpu_planes.h \
+	gpu/gpu_quant.h \
 	gpu/gpu_task.h \
 	gpu/gpu_warp.h

@@ -17,7 +17,8 @@
 
 #include "gpu_lane_host.h"
 #include "gpu_util.h"
-#include "gpu_warp.h"
+#include "gpu_planes.h"
+#include "gpu_quant.h"
 
 static unsigned ran[EQ_GPU_CLASSES], on_cpu, corrupt_found;
 
