@@ -2,7 +2,7 @@
 /*
  * Fuzz target for the decoding of chunks: any parameters, any bytes, checksums
  * aside. Every instruction set must do the same as the scalar code, a chunk alone
- * the same as in a team, and what lies behind the chunk must not matter.
+ * the same as in a team with another one, and what lies behind it must not matter.
  *
  * An input is a struct eq_fuzz_head, the parameters, and the chunk. Without
  * libFuzzer this program replays the files given, or the corpus if none are
@@ -75,22 +75,35 @@ static uint8_t *copy_chunk(const uint8_t *data, size_t len, int slack)
 	return p;
 }
 
-/* Decode `n` copies of the chunk at once; all must do as `want` did. */
-static void decode_again(struct eq_backend *be, const struct eq_decode_job *want, unsigned n)
+static size_t out_len(const struct eq_decode_job *job)
 {
-	const size_t out_len = (size_t)want->n_units * want->plan->unit;
+	return (size_t)job->n_units * job->plan->unit;
+}
+
+/* Decode with the scalar code, for the others to be held against. */
+static void decode_first(struct eq_decode_job *job)
+{
+	job->out = malloc(out_len(job));
+	demand(job->out != NULL, "memory");
+	demand(!backend->decode(backend->ctx, job, 1), "result of decode");
+	demand(job->status == 0 || job->status == EQ_ECORRUPT, "status");
+}
+
+/* Decode n chunks again, at once; want[i] is what decode_first gave. */
+static void decode_again(struct eq_backend *be, struct eq_decode_job *const *want, unsigned n)
+{
 	struct eq_decode_job job[TEAM];
 
 	for (unsigned i = 0; i < n; i++) {
-		job[i] = *want;
-		job[i].in = copy_chunk(want->in, want->in_len, i & 1 ? 0xff : 0xa5);
-		job[i].out = malloc(out_len);
-		demand(job[i].out, "memory");
+		job[i] = *want[i];
+		job[i].in = copy_chunk(want[i]->in, want[i]->in_len, i & 1 ? 0xff : 0xa5);
+		job[i].out = malloc(out_len(want[i]));
+		demand(job[i].out != NULL, "memory");
 	}
 	demand(!be->decode(be->ctx, job, n), "result of decode");
 	for (unsigned i = 0; i < n; i++) {
-		demand(job[i].status == want->status, "the same status");
-		demand(want->status || !memcmp(job[i].out, want->out, out_len),
+		demand(job[i].status == want[i]->status, "the same status");
+		demand(want[i]->status || !memcmp(job[i].out, want[i]->out, out_len(want[i])),
 		       "the same output");
 		free((void *)job[i].in);
 		free(job[i].out);
@@ -99,7 +112,8 @@ static void decode_again(struct eq_backend *be, const struct eq_decode_job *want
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	struct eq_decode_job job = { 0 };
+	struct eq_decode_job job = { 0 }, less;
+	struct eq_decode_job *const team[TEAM] = { &job, &less, &job };
 	struct eq_plan plan = { 0 };
 	struct eq_fuzz_head h;
 	int rc;
@@ -130,15 +144,15 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	job.in = copy_chunk(data + h.param_len, job.in_len, 0);
 	job.first_unit = h.first_unit;
 	job.n_units = h.n_units;
-	job.out = malloc((size_t)h.n_units * plan.unit);
-	demand(job.out, "memory");
-	demand(!backend->decode(backend->ctx, &job, 1), "result of decode");
-	demand(job.status == 0 || job.status == EQ_ECORRUPT, "status");
+	less = job;
+	less.n_units = (h.n_units + 1) / 2;
+	decode_first(&job);
+	decode_first(&less);
 	for (unsigned i = 0; i < n_backends; i++) {
-		if (i)
-			decode_again(&backend[i], &job, 1);
-		decode_again(&backend[i], &job, TEAM);
+		decode_again(&backend[i], team, 1);
+		decode_again(&backend[i], team, TEAM);
 	}
+	free(less.out);
 	free((void *)job.in);
 	free(job.out);
 	eq_plan_fini(&plan);
@@ -177,21 +191,26 @@ static int make_seeds(const char *dir)
 		unsigned unit, alphabet;
 		double ratio;
 		bool quant;
+		uint32_t n;
 	} kinds[] = {
-		{ "planes-single", 1, 40, 0.9, false }, { "planes-pair", 1, 12, 0.5, false },
-		{ "planes-2", 2, 12, 0.5, false },      { "planes-4", 4, 20, 0.7, false },
-		{ "planes-8", 8, 3, 0.5, false },       { "quant-single", 2, 40, 0.9, true },
-		{ "quant-pair", 2, 9, 0.5, true },
+		{ "planes-single", 1, 40, 0.9, false, 600 },
+		{ "planes-pair", 1, 12, 0.5, false, 600 },
+		{ "planes-2", 2, 12, 0.5, false, 600 },
+		{ "planes-4", 4, 20, 0.7, false, 600 },
+		{ "planes-8", 8, 3, 0.5, false, 600 },
+		{ "quant-single", 2, 40, 0.9, true, 600 },
+		{ "quant-pair", 2, 9, 0.5, true, 600 },
+		{ "quant-escape", 2, 20, 0.45, true, 2100 },
 	};
-	const uint32_t n = 600;
 	uint64_t seed = 1;
 
 	for (size_t k = 0; k < sizeof(kinds) / sizeof(*kinds); k++) {
 		struct eq_coding *c = must_alloc(sizeof(*c));
 		uint64_t hist[8][256] = { { 0 } };
-		uint8_t data[600 * 8], scales[6 * 2], *out, *scratch;
+		uint8_t data[4800], scales[2 * 21], *out, *scratch;
 		struct eq_disk_outlier o = { 17, 0x4000 };
 		unsigned unit = kinds[k].unit;
+		uint32_t n = kinds[k].n, chunk_units = (uint32_t)eq_align(n, 128);
 		float value[256];
 		size_t len;
 
@@ -203,14 +222,15 @@ static int make_seeds(const char *dir)
 			scales[s] = s & 1 ? 0x3d : (uint8_t)(40 * s);
 		eq_hist_planes(kinds[k].quant ? 1 : unit, unit > 1, data, n, hist);
 		if (kinds[k].quant)
-			eq_coding_quant(c, unit, EQ_SCALE_BF16, n, 100, 640, hist[0], value, 1);
+			eq_coding_quant(c, unit, EQ_SCALE_BF16, n, 100, chunk_units,
+					hist[0], value, 1);
 		else
-			eq_coding_planes(c, unit, unit > 1, n, 640,
+			eq_coding_planes(c, unit, unit > 1, n, chunk_units,
 					 (const uint64_t(*)[256])hist);
 		out = must_alloc(eq_chunk_bound(c, 1));
 		scratch = must_alloc(eq_chunk_scratch(c));
 		len = kinds[k].quant ?
-			eq_chunk_encode_quant(c, data, n, scales, sizeof(scales), &o, 1, out,
+			eq_chunk_encode_quant(c, data, n, scales, n / 100 * 2, &o, 1, out,
 					      scratch) :
 			eq_chunk_encode_planes(c, data, n, out, scratch);
 		write_seed(dir, kinds[k].name, c, EQ_BF16, n, out, len);
