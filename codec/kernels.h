@@ -107,6 +107,7 @@ void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
 void eq_split_init_c(struct eq_kernels *k);
 void eq_split_init_avx2(struct eq_kernels *k);
 void eq_split_init_avx512(struct eq_kernels *k);
+void eq_split_init_neon(struct eq_kernels *k);
 void eq_dequant_init_c(struct eq_kernels *k);
 
 #endif

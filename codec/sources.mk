@@ -60,4 +60,6 @@ EQ_AVX512_SOURCES = \
 	codec/split_avx512.c \
 	codec/rans_avx512.c \
 	codec/quant_avx512.c
-EQ_NEON_SOURCES =
+EQ_NEON_SOURCES = \
+	codec/split_neon.c \
+	codec/rans_neon.c

@@ -44,7 +44,8 @@ SCRIPT_TESTS = \
 	tests/mount_model.py \
 	tests/mount_names.py \
 	tests/mount_options.py \
-	tests/mount_random.py
+	tests/mount_random.py \
+	tests/neon.sh
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
 	tests/bench_mount.py \
