@@ -33,12 +33,9 @@ INLINE uint32x4_t load4(const uint32_t *slot, uint32x4_t index)
 {
 	uint64x2_t pairs = vreinterpretq_u64_u32(index);
 	uint64_t a = vgetq_lane_u64(pairs, 0), b = vgetq_lane_u64(pairs, 1);
-	uint32x4_t e = vdupq_n_u32(0);
 
-	e = vld1q_lane_u32(slot + (uint32_t)a, e, 0);
-	e = vld1q_lane_u32(slot + (a >> 32), e, 1);
-	e = vld1q_lane_u32(slot + (uint32_t)b, e, 2);
-	return vld1q_lane_u32(slot + (b >> 32), e, 3);
+	return (uint32x4_t){ slot[(uint32_t)a], slot[a >> 32], slot[(uint32_t)b],
+			     slot[b >> 32] };
 }
 
 /* One step of the 4 lanes *x: returns the table entries, refills the states. */
@@ -74,20 +71,22 @@ INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 	uint32x4_t x[2][VECTORS];
 	const uint16_t *next[2];
 	const uint32_t *slot[2];
+	uint8_t *sym[2];
 
 	for (unsigned i = 0; i < k; i++) {
+		sym[i] = out[i];
 		next[i] = dec[i]->next;
 		slot[i] = dec[i]->table->slot;
 		for (unsigned v = 0; v < VECTORS; v++)
 			x[i][v] = vld1q_u32(dec[i]->x + 4 * v);
 	}
-	for (size_t g = 0; g < groups; g++) {
+	for (; groups; groups--) {
 		for (unsigned t = 0; t < 4; t++) {
 #pragma GCC unroll 8
 			for (unsigned v = 0; v < VECTORS; v++) {
 #pragma GCC unroll 2
 				for (unsigned i = 0; i < k; i++) {
-					uint8_t *o = out[i] + g * EQ_GROUP + 16 * v;
+					uint8_t *o = sym[i] + 16 * v;
 					uint32x4_t e = decode_step(&x[i][v], slot[i],
 								   &next[i]);
 
@@ -100,6 +99,7 @@ INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 			}
 		}
 		for (unsigned i = 0; i < k; i++) {
+			sym[i] += EQ_GROUP;
 			if (__builtin_expect(next[i] > dec[i]->end, 0)) {
 				next[i] = dec[i]->end;
 				dec[i]->err = 1;
