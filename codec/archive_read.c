@@ -17,6 +17,7 @@
 #define BATCH_JOBS 64
 #define BATCH_BYTES (UINT64_C(32) << 20)
 #define PREAD_EXTENTS 8
+#define SCRATCH_LEAST ((size_t)1 << 20)
 
 int eq_read_full(int fd, void *buf, size_t len, uint64_t off)
 {
@@ -165,7 +166,9 @@ static int scratch_get(struct eq_archive *a, size_t size, struct eq_scratch *s)
 	if (s->size >= size)
 		return 0;
 	free(s->p);
-	s->size = eq_align(size, 65536);
+	/* Powers of two, so that sizes that differ a little share a buffer. */
+	for (s->size = SCRATCH_LEAST; s->size < size;)
+		s->size *= 2;
 	s->p = aligned_alloc(64, s->size);
 	if (!s->p)
 		s->size = 0;
