@@ -34,6 +34,7 @@ static int failed(const struct shrink *s, int rc, const char *what)
 
 static int shrink_open(struct shrink *s)
 {
+	struct stat st;
 	int n;
 
 	s->fd = openat(s->dirfd, s->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
@@ -49,6 +50,8 @@ static int shrink_open(struct shrink *s)
 	if (n < 0 || n >= (int)sizeof(s->final))
 		return eq_fail(s->err, -ENAMETOOLONG, "%s: no room for " EQ_SUFFIX " in the name",
 			       s->name);
+	if (fstatat(s->dirfd, s->final, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode))
+		return eq_fail(s->err, -EISDIR, "%s: %s is a directory", s->name, s->final);
 	return 0;
 }
 

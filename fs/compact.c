@@ -16,6 +16,10 @@
 #define RETRY_SECONDS 1.0       /* at least, before a file that changed is tried again */
 #define FULL_SECONDS 60.0       /* before one is that the system had no room for */
 
+/* Values of the mark. */
+#define MARK_LOSSY "lossy"
+#define MARK_LOSSLESS "lossless"
+
 struct eq_compact {
 	struct eq_fs *fs;
 	pthread_t thread;
@@ -30,7 +34,6 @@ struct eq_compact {
 
 void eq_dirty_set(struct eq_fs *fs, struct eq_node *n)
 {
-	char path[EQ_PROC_SIZE];
 	bool pin = false;
 
 	atomic_fetch_add(&n->changes, 1);
@@ -38,20 +41,33 @@ void eq_dirty_set(struct eq_fs *fs, struct eq_node *n)
 	if (!n->dirty && S_ISREG(n->type) && fs->compact) {
 		n->dirty = n->pinned = pin = true;
 		/* Without xattrs in the store only this mount knows. */
-		eq_proc_path(path, n->fd);
-		(void)!setxattr(path, EQ_XATTR_QUEUED, "1", 1, 0);
+		eq_dirty_mark(fs, n->fd);
 	}
 	pthread_mutex_unlock(&n->lock);
 	if (pin)
 		eq_node_ref(&fs->nodes, n);
 }
 
-bool eq_dirty_marked(const struct eq_node *n)
+void eq_dirty_mark(const struct eq_fs *fs, int fd)
 {
+	const char *what = eq_policy_lossy(fs->m->policy) ? MARK_LOSSY : MARK_LOSSLESS;
 	char path[EQ_PROC_SIZE];
 
+	eq_proc_path(path, fd);
+	(void)!setxattr(path, EQ_XATTR_QUEUED, what, strlen(what), 0);
+}
+
+bool eq_dirty_marked(const struct eq_fs *fs, const struct eq_node *n)
+{
+	char path[EQ_PROC_SIZE], what[sizeof(MARK_LOSSLESS)];
+	ssize_t len;
+
 	eq_proc_path(path, n->fd);
-	return getxattr(path, EQ_XATTR_QUEUED, NULL, 0) >= 0;
+	len = getxattr(path, EQ_XATTR_QUEUED, what, sizeof(what));
+	if (len < 0)
+		return false;
+	return !eq_policy_lossy(fs->m->policy) ||
+	       (len == sizeof(MARK_LOSSY) - 1 && !memcmp(what, MARK_LOSSY, (size_t)len));
 }
 
 /* reason: why it stays plain, or NULL. The caller has a reference. */
@@ -149,6 +165,20 @@ void eq_compact_offer(struct eq_fs *fs, struct eq_node *n)
 	atomic_fetch_add(&n->changes, 1);
 	set_reason(n, NULL); /* it may not hold any more */
 	offer(fs, n, fs->m->settle);
+}
+
+void eq_compact_seen(struct eq_fs *fs, struct eq_node *n)
+{
+	struct eq_compact *c = fs->compact;
+	bool waiting;
+
+	if (!c || !wanted(n))
+		return;
+	pthread_mutex_lock(&c->lock);
+	waiting = n->queued || c->current == n;
+	pthread_mutex_unlock(&c->lock);
+	if (!waiting)
+		offer(fs, n, fs->m->settle);
 }
 
 static void withdraw(struct eq_fs *fs, struct eq_node *n)
@@ -318,6 +348,7 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		dirty_clear(fs, j->node, rc == -ENOTSUP ? "the archive would not be smaller" : why);
 		eq_log(&fs->log, EQ_LOG_INFO, "not encoded: %s", text);
 		return;
+	case -EISDIR: /* NAME.eqar is one */
 	case EQ_ELIMIT:
 	case EQ_ECORRUPT:
 	case EQ_EDIFFER:

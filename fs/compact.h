@@ -19,7 +19,13 @@ void eq_compact_free(struct eq_compact *c); /* once stopped */
 /* The contents change: n is dirty from now on, also for the next mount. */
 void eq_dirty_set(struct eq_fs *fs, struct eq_node *n);
 /* Was it marked so by an earlier mount? */
-bool eq_dirty_marked(const struct eq_node *n);
+bool eq_dirty_marked(const struct eq_fs *fs, const struct eq_node *n);
+/* Mark a file (any descriptor) in the store as due to be encoded, with what is due:
+ * what was written to a lossless mount is never quantised by a later one. */
+void eq_dirty_mark(const struct eq_fs *fs, int fd);
+/* A file that was seen again under a name: queue it, if it is due and was lost
+ * sight of. Cheap when it is not. */
+void eq_compact_seen(struct eq_fs *fs, struct eq_node *n);
 
 /* A handle for writing comes; -ESTALE when the file has been replaced by its
  * archive and must be looked up again. The caller holds fs->names. */

@@ -70,6 +70,23 @@ static int open_node(struct eq_node *n, int flags)
 	return fd < 0 ? -errno : fd;
 }
 
+/*
+ * Has the file lost its name to another one behind our back, as by an eqar in the
+ * store? What would be written to it is lost. Upon ESTALE the kernel looks the name
+ * up again.
+ */
+static bool replaced(struct eq_fs *fs, struct eq_node *n, int fd)
+{
+	char name[NAME_MAX + 1];
+	struct eq_node *parent;
+	struct stat st;
+
+	if (fstat(fd, &st) || st.st_nlink > 0 || eq_node_place(&fs->nodes, n, &parent, name))
+		return false;
+	eq_node_unref(&fs->nodes, parent);
+	return true;
+}
+
 /* Has nobody but us changed the file since it was last opened? */
 static bool unchanged(struct eq_node *n, int fd)
 {
@@ -101,6 +118,10 @@ static int open_write(struct eq_fs *fs, struct eq_file *f, int flags)
 	if (rc)
 		goto out;
 	fd = open_node(n, flags);
+	if (fd >= 0 && replaced(fs, n, fd)) {
+		close(fd);
+		fd = -ESTALE;
+	}
 	if (fd < 0) {
 		rc = fd;
 		eq_writer_end(fs, n);

@@ -52,6 +52,8 @@ static int take(struct eq_fs *fs, struct eq_node *dir, const char *name, struct 
 	if (!rc)
 		rc = eq_node_take(&fs->nodes, &f, dir, name, true, out);
 	pthread_rwlock_unlock(&fs->names);
+	if (!rc && S_ISREG((*out)->type))
+		eq_compact_seen(fs, *out);
 	return rc;
 }
 

@@ -115,7 +115,7 @@ static void moved(struct eq_fs *fs, struct eq_node *n, const struct side *to)
 	eq_node_move(&fs->nodes, n, to->dir, to->name);
 	if (!S_ISREG(n->type) || n->archive || !fs->compact)
 		return;
-	if (eq_dirty_marked(n))
+	if (eq_dirty_marked(fs, n))
 		eq_dirty_set(fs, n);
 	eq_compact_offer(fs, n);
 }

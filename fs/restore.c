@@ -19,7 +19,7 @@ struct restore {
 	struct eq_fs *fs;
 	struct eq_node *n, *parent;
 	bool empty;
-	bool lossy;             /* what the archive gave is not the original */
+	bool again;             /* to be encoded again though nobody has written */
 	char name[NAME_MAX + 1], archive[NAME_MAX + 1];
 	char tmp[EQ_TMP_NAME_SIZE];
 	int fd;
@@ -35,6 +35,25 @@ static int check_place(struct restore *r)
 	if (rc)
 		return rc == -ENOENT ? -ESTALE : rc;
 	return f.archive && f.st.st_ino == r->n->ino && f.st.st_dev == r->n->dev ? 0 : -ESTALE;
+}
+
+/*
+ * Of an archive with hard links nobody can say under which name it was opened, so
+ * none of them can be made plain; and the plain file of a name like x.eqar would be
+ * taken for an archive.
+ */
+static int check_writable(struct restore *r)
+{
+	struct stat st;
+
+	if (fstat(r->n->fd, &st))
+		return -errno;
+	if (st.st_nlink > 1) {
+		eq_fail(&r->err, -EPERM, "%s: an archive with hard links cannot be written to",
+			r->name);
+		return -EPERM;
+	}
+	return eq_name_allowed(r->name, S_IFREG);
 }
 
 static int ending(void *arg, const char *what, uint64_t done, uint64_t total)
@@ -61,7 +80,9 @@ static int fill(struct restore *r)
 		rc = eq_attr_archive(r->fs, r->n, &arc);
 		if (rc)
 			return rc;
-		r->lossy = eq_archive_info(arc->archive)->lossy;
+		/* Only where that gives the same bytes: opening a file must not cost
+		 * it precision. */
+		r->again = !eq_archive_info(arc->archive)->lossy && !eq_policy_lossy(r->fs->m->policy);
 		rc = eq_archive_unpack(arc->archive, r->fd, &run, &r->err);
 		eq_arc_put(&r->fs->arcs, arc);
 		if (rc)
@@ -73,8 +94,8 @@ static int fill(struct restore *r)
 	if (fchmod(r->fd, st.st_mode & 07777))
 		return -errno;
 	eq_xattrs_copy(r->n->fd, r->fd);
-	if (!r->lossy)
-		(void)!fsetxattr(r->fd, EQ_XATTR_QUEUED, "1", 1, 0);
+	if (r->again)
+		eq_dirty_mark(r->fs, r->fd);
 	times[0] = st.st_atim;
 	times[1] = st.st_mtim;
 	if (!r->empty && futimens(r->fd, times))
@@ -122,7 +143,9 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	rc = eq_node_place(&fs->nodes, n, &r.parent, r.name);
 	if (rc)
 		return -ESTALE;
-	rc = eq_name_archive(r.name, r.archive);
+	rc = check_writable(&r);
+	if (!rc)
+		rc = eq_name_archive(r.name, r.archive);
 	if (!rc)
 		rc = check_place(&r);
 	if (!rc)
@@ -140,9 +163,7 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	if (rc && r.tmp[0])
 		unlinkat(r.parent->fd, r.tmp, 0);
 	close(r.fd);
-	/* Quantised weights are not quantised again until somebody has really written
-	 * to them: opening a file must not cost it precision. */
-	if (!rc && !r.lossy)
+	if (!rc && r.again)
 		eq_dirty_set(fs, n);
 out:
 	eq_node_unref(&fs->nodes, r.parent);

@@ -93,7 +93,7 @@ static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
 		return;
 	if (S_ISDIR(n->type) && push(s, n) == 0)
 		return; /* with the reference */
-	if (S_ISREG(n->type) && !n->archive && eq_dirty_marked(n)) {
+	if (S_ISREG(n->type) && !n->archive && eq_dirty_marked(fs, n)) {
 		eq_dirty_set(fs, n);
 		eq_compact_offer(fs, n);
 	}
