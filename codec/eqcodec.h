@@ -337,6 +337,15 @@ void eq_xattrs_copy(int from, int to);
  * and may not survive a power cut. */
 int eq_publish(int dirfd, int fd, const char *tmp, const char *final);
 
+/*
+ * Mounts and repository runs hold an flock on their directory. Does one hold a
+ * directory above dirfd, so that its files are in use already? 0 or -EBUSY;
+ * what cannot be opened is passed over.
+ */
+int eq_store_above(int dirfd);
+/* Does one hold this very directory? 0 or -EBUSY. */
+int eq_store_probe(int dirfd);
+
 #define EQ_SUFFIX ".eqar"
 
 /*

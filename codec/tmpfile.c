@@ -104,6 +104,38 @@ void eq_xattrs_copy(int from, int to)
 	free(names);
 }
 
+int eq_store_probe(int dirfd)
+{
+	if (flock(dirfd, LOCK_SH | LOCK_NB))
+		return errno == EWOULDBLOCK ? -EBUSY : 0;
+	flock(dirfd, LOCK_UN);
+	return 0;
+}
+
+int eq_store_above(int dirfd)
+{
+	struct stat at, up;
+	int fd, last = dirfd, rc = 0;
+
+	if (fstat(dirfd, &at))
+		return 0;
+	for (;;) {
+		fd = openat(last, "..", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+		if (last != dirfd)
+			close(last);
+		if (fd < 0 || fstat(fd, &up) || (up.st_dev == at.st_dev && up.st_ino == at.st_ino))
+			break;
+		rc = eq_store_probe(fd);
+		if (rc)
+			break;
+		at = up;
+		last = fd;
+	}
+	if (fd >= 0)
+		close(fd);
+	return rc;
+}
+
 int eq_publish(int dirfd, int fd, const char *tmp, const char *final)
 {
 	int rc;

@@ -2,9 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A quantised file loses nothing more until somebody writes to it."""
 
+import errno
 import os
+import shutil
+import subprocess
 
-from mount_lib import Mount, model, poll, run, scratch, sha, xattr
+from mount_lib import EQAR, Mount, eqar, model, poll, raises, run, scratch, sha, xattr
 from safetensors.numpy import save_file
 
 
@@ -42,6 +45,72 @@ def test_write():
             f.seek(0)
             f.write(head)
         m.settle("m.safetensors")
+
+
+def test_lossless_archive():
+    """A lossless archive opened for writing under a lossy policy stays what it was, and
+    what a lossless mount has left queued is not quantised by the next mount."""
+    os.makedirs(scratch("mixed"))
+    plain = scratch("plain.safetensors")
+    save_file(model(seed=3), plain)
+    eqar("pack", "-q", plain, scratch("mixed/m.eqar"))
+    with Mount(scratch("mixed"), "bits=4") as m:
+        with open(m.path("m"), "r+b"):
+            pass
+        assert m.state("m") == "plain" and sha(m.path("m")) == sha(plain)
+    with Mount(scratch("mixed"), settle="3600") as m:
+        shutil.copyfile(plain, m.path("queued"))
+        assert m.state("queued") == "queued"
+    with Mount(scratch("mixed"), "bits=4") as m:
+        shutil.copyfile(plain, m.path("new"))
+        m.settle("new")
+        assert m.state("queued") == "plain" and sha(m.path("queued")) == sha(plain)
+    with Mount(scratch("mixed")) as m:
+        m.settle("queued")
+        assert sha(m.path("queued")) == sha(plain)
+
+
+def test_links_of_archive():
+    """Nobody can say which name was opened: no write, rather than one that is lost."""
+    with Mount(scratch("links")) as m:
+        save_file(model(seed=4), m.path("a"))
+        m.settle("a")
+        before = sha(m.path("a"))
+        os.link(m.path("a"), m.path("b"))
+        for name in "ab":
+            with raises(errno.EPERM, "written to an archive with links"):
+                open(m.path(name), "r+b").close()
+            with raises(errno.EPERM, "truncated an archive with links"):
+                os.truncate(m.path(name), 100)
+        assert sha(m.path("a")) == sha(m.path("b")) == before
+        os.unlink(m.path("b"))
+        with open(m.path("a"), "r+b") as f:
+            f.write(b"x")
+        with open(m.path("a"), "rb") as f:
+            assert f.read(1) == b"x"
+
+
+def test_linked_plain():
+    """A plain file is encoded once its other link is gone, whichever that is."""
+    with Mount(scratch("linked")) as m:
+        save_file(model(seed=5), m.path("h"))
+        os.link(m.path("h"), m.path("h2"))
+        m.settle("h", want="hard links")
+        os.unlink(m.path("h2"))
+        m.settle("h")
+
+
+def test_nested():
+    """Stores within a mounted store are left alone."""
+    with Mount(scratch("outer")) as m:
+        os.mkdir(m.path("sub"))
+        for where in (m.disk("sub"), scratch("")):
+            run_ = subprocess.run([EQAR, "pack", "-rq", where], capture_output=True, text=True)
+            assert run_.returncode == 1 and "in use" in run_.stderr, (where, run_.stderr)
+        inner = Mount(m.disk("sub"), fails=True)
+        assert inner.wait() == 1 and "inside a store" in inner.log()
+        os.rmdir(inner.point)
+        os.unlink(inner.log_path)
 
 
 def test_save_again():

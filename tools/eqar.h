@@ -110,10 +110,10 @@ struct eq_visit {
  * Call fn for every regular file under path, sorted by name, not following
  * symbolic links and staying on one file system. Names are collected before a
  * directory's first call, so fn may add and remove files. Stops when fn returns
- * other than 0, and returns that. Directories that cannot be read are said and
- * set *failed.
+ * other than 0, and returns that. Directories that cannot be read, and with `own`
+ * those that a mount or another eqar holds, are said and set *failed.
  */
-int eq_walk(const char *path, int (*fn)(void *arg, const struct eq_visit *v),
+int eq_walk(const char *path, bool own, int (*fn)(void *arg, const struct eq_visit *v),
 	    void *arg, bool *failed);
 
 /* ---- packing (eqar_pack.c) ----------------------------------------------- */

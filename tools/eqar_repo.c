@@ -48,10 +48,12 @@ static int repo_open(const char *dir, bool lock)
 {
 	int fd = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC), rc;
 
-	if (fd >= 0 && (!lock || flock(fd, LOCK_EX | LOCK_NB) == 0))
+	rc = fd < 0 || (lock && flock(fd, LOCK_EX | LOCK_NB)) ? -errno : 0;
+	if (!rc && lock)
+		rc = eq_store_above(fd);
+	if (!rc)
 		return fd;
-	rc = -errno;
-	if (fd >= 0 && rc == -EWOULDBLOCK)
+	if (fd >= 0 && (rc == -EWOULDBLOCK || rc == -EBUSY))
 		eq_cli_error("%s: in use by a mount or another eqar", dir);
 	else
 		eq_cli_error("%s: %s", dir, eq_strerror(rc));
@@ -250,7 +252,7 @@ int eq_repo_pack(const struct eq_pack *pack, struct eq_runner *r,
 	if (pack->common.verbose)
 		fprintf(stderr, "%s: policy: %s\n", dir, text ? text : "?");
 	free(text);
-	eq_walk(dir, pack_visit, &p, &p.failed);
+	eq_walk(dir, true, pack_visit, &p, &p.failed);
 	summary(&p);
 	eq_policy_fini(&p.policy);
 out:
@@ -369,7 +371,7 @@ int eq_repo_unpack(const struct eq_common *c, bool force, struct eq_runner *r,
 
 	if (fd < 0)
 		return EQ_EXIT_FAIL;
-	eq_walk(dir, unpack_visit, &p, &p.failed);
+	eq_walk(dir, true, unpack_visit, &p, &p.failed);
 	summary(&p);
 	close(fd);
 	return p.failed ? EQ_EXIT_FAIL : EQ_EXIT_OK;

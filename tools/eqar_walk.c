@@ -16,6 +16,7 @@ struct walk {
 	int (*fn)(void *arg, const struct eq_visit *v);
 	void *arg;
 	bool *failed;
+	bool own;               /* leave directories alone that somebody holds */
 	dev_t dev;
 };
 
@@ -96,6 +97,10 @@ static int walk_entry(const struct walk *w, int dirfd, const char *dir,
 		if (fd < 0) {
 			eq_cli_error("%s: %s", path, strerror(errno));
 			*w->failed = true;
+		} else if (w->own && eq_store_probe(fd)) {
+			eq_cli_error("%s: in use by a mount or another eqar", path);
+			*w->failed = true;
+			close(fd);
 		} else {
 			rc = walk_dir(w, fd, path);
 		}
@@ -130,10 +135,10 @@ static int walk_dir(const struct walk *w, int fd, const char *path)
 	return rc;
 }
 
-int eq_walk(const char *path, int (*fn)(void *arg, const struct eq_visit *v),
+int eq_walk(const char *path, bool own, int (*fn)(void *arg, const struct eq_visit *v),
 	    void *arg, bool *failed)
 {
-	struct walk w = { .fn = fn, .arg = arg, .failed = failed };
+	struct walk w = { .own = own, .fn = fn, .arg = arg, .failed = failed };
 	size_t len = strlen(path);
 	struct stat st;
 	char *plain;

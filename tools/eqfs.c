@@ -35,6 +35,7 @@ struct options {
 	size_t gpu_mem;
 	int foreground, debug, verbose, quiet, read_only, help, version;
 	bool bad;                       /* said */
+	bool misused;                   /* an option's value makes no sense */
 };
 
 enum { KEY_POLICY, KEY_SETTLE, KEY_CACHE, KEY_THREADS, KEY_READ_ONLY, KEY_GPU_MEM };
@@ -230,6 +231,7 @@ static int set_policy(struct options *o, struct eq_error *err)
 
 		*value++ = '\0';
 		rc = eq_policy_set(&o->policy, o->set[i], value, err);
+		o->misused = rc == -EINVAL;
 	}
 	return rc;
 }
@@ -256,6 +258,8 @@ static int open_store(struct options *o, struct eq_error *err)
 		rc = eq_store_lock(o->mount.store_fd, o->read_only);
 	if (rc == -EBUSY)
 		return eq_fail(err, rc, "%s: mounted already by another eqfs", o->store);
+	if (!rc && !o->read_only && eq_store_above(o->mount.store_fd))
+		return eq_fail(err, -EBUSY, "%s: inside a store that is mounted already", o->store);
 	if (rc)
 		return eq_fail(err, rc, "%s: %s", o->store, eq_strerror(rc));
 	o->mount.store = realpath(o->store, NULL);
@@ -323,14 +327,16 @@ static int mount_store(struct options *o, struct fuse_args *args)
 		rc = set_policy(o, &err);
 	if (!rc)
 		rc = add_fuse_options(o, args);
-	if (!rc)
+	if (!rc) {
 		rc = eq_gpu_backend(&gpu, &o->mount.backend, &err);
+		o->misused = rc == -EINVAL;
+	}
 	if (!rc)
 		rc = say_policy(o);
 	if (rc) {
 		eq_cli_error("%s", err.text[0] ? err.text : eq_strerror(rc));
 		eq_gpu_release(o->mount.backend);
-		return EQ_EXIT_FAIL;
+		return o->misused ? EQ_EXIT_USAGE : EQ_EXIT_FAIL;
 	}
 	o->mount.args = args;
 	o->mount.policy = &o->policy;
