@@ -227,7 +227,7 @@ static int quant_run(struct quant *q)
 	struct eq_encoder *e = q->e;
 	uint64_t n = q->m.rows * q->m.k;
 	float value[256];
-	bool finite;
+	bool finite, lost;
 	double l1;
 	int rc;
 
@@ -250,12 +250,14 @@ static int quant_run(struct quant *q)
 	eq_quant_values(e->policy->format, value);
 	eq_coding_quant(e->coding, q->unit, EQ_SCALE_BF16, n, q->m.k, EQ_CHUNK_UNITS, q->r.hist, value,
 			q->r.n_outliers);
+	/* Nothing left of it (float32 subnormals): that is no quantisation. */
+	lost = q->r.err_abs >= q->r.sum_abs;
 	/* Rare (high rates, very short rows), so worth a second look only then. */
-	if ((double)e->coding->size > SUSPICIOUS * (double)q->n_bytes) {
+	if (lost || (double)e->coding->size > SUSPICIOUS * (double)q->n_bytes) {
 		rc = eq_input_read(e, q->data, q->n_bytes, e->st->prefix_len + q->t->begin);
 		if (rc)
 			return rc;
-		if (lossless_is_smaller(q, e->coding->size))
+		if (lost || lossless_is_smaller(q, e->coding->size))
 			return eq_encode_lossless(e, q->t, q->data, 0);
 		rc = quantise(q);
 	}

@@ -446,6 +446,35 @@ static void test_nonfinite(void **state)
 	free(f.data);
 }
 
+/* Weights too small for any scale: lossless, rather than all zeros. */
+static void test_vanishing(void **state)
+{
+	struct random_file f = make_weights(64, 64);
+	struct eq_run run = { .pool = NULL };
+	struct eq_policy policy;
+	struct eq_archive *a;
+	struct eq_error err;
+	static const char as[] = "\"BF16\",\"shape\":[64,64]", to[] = "\"F32\" ,\"shape\":[64,32]";
+	uint32_t tiny[64 * 32];
+	char *at = memmem(f.data, 200, as, sizeof(as) - 1);
+
+	(void)state;
+	assert_non_null(at);
+	assert_int_equal(pwrite(f.fd, to, sizeof(to) - 1, (char *)at - (char *)f.data), sizeof(to) - 1);
+	for (size_t i = 0; i < sizeof(tiny) / 4; i++)
+		tiny[i] = 1 + (uint32_t)rnd(7); /* subnormals */
+	assert_int_equal(pwrite(f.fd, tiny, sizeof(tiny), (off_t)(f.len - sizeof(tiny))), sizeof(tiny));
+	eq_policy_init(&policy);
+	assert_int_equal(eq_policy_set(&policy, "lambda", "3.9", &err), 0);
+	a = encode(f.fd, &policy, &run);
+	assert_false(eq_archive_info(a)->lossy);
+	assert_int_equal(eq_archive_verify(a, f.fd, "f", &run, NULL, NULL, NULL, &err), 0);
+	eq_archive_close(a);
+	eq_policy_fini(&policy);
+	close(f.fd);
+	free(f.data);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -453,6 +482,7 @@ int main(void)
 		cmocka_unit_test(test_unsupported), cmocka_unit_test(test_random_files),
 		cmocka_unit_test(test_threads), cmocka_unit_test(test_bit_flips),
 		cmocka_unit_test(test_locate), cmocka_unit_test(test_nonfinite),
+		cmocka_unit_test(test_vanishing),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
