@@ -26,7 +26,7 @@ def test_refusals():
     assert "No such file" in refused(store + "/nothing", mnt)
     assert "No such file" in refused(store, mnt + "/nothing")
     for opt in ("bits=9", "bits=x", "lambda=-1", "format=fp4"):
-        assert opt.split("=")[1] in refused("-o", opt, store, mnt)
+        assert opt.split("=")[1] in refused("-o", opt, store, mnt, code=2)
     for opt in ("settle=-1", "settle=x", "cache=1", "cache=1X", "cache=", "threads=0", "threads=x"):
         assert opt in refused("-o", opt, store, mnt, code=2)
     assert "unknown option" in refused("--frobnicate", store, mnt, code=2)

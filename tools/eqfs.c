@@ -336,7 +336,7 @@ static int mount_store(struct options *o, struct fuse_args *args)
 	if (rc) {
 		eq_cli_error("%s", err.text[0] ? err.text : eq_strerror(rc));
 		eq_gpu_release(o->mount.backend);
-		return o->misused ? EQ_EXIT_USAGE : EQ_EXIT_FAIL;
+		return o->misused ? eq_cli_usage("eqfs") : EQ_EXIT_FAIL;
 	}
 	o->mount.args = args;
 	o->mount.policy = &o->policy;
