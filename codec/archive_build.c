@@ -81,7 +81,7 @@ void eq_build_free(struct eq_build *b)
 	free(b);
 }
 
-int eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t)
+void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t)
 {
 	b->tensor = t;
 	b->chunks.len = 0;
@@ -89,7 +89,6 @@ int eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t)
 		.name_len = t->name_len, .n_bytes = t->end - t->begin, .dtype = t->dtype,
 		.ndim = t->ndim, .unit = (uint8_t)eq_dtype_unit(t->dtype),
 	};
-	return 0;
 }
 
 struct eq_disk_tensor *eq_build_record(struct eq_build *b)

@@ -107,7 +107,7 @@ struct eq_build;
 int eq_build_create(int fd, struct eq_build **out);
 void eq_build_free(struct eq_build *b);
 /* Begin a tensor's payload (aligned); chunks follow in order. */
-int eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t);
+void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t);
 /* Append a chunk to the current tensor: written at once, hashed. */
 int eq_build_chunk(struct eq_build *b, const void *data, uint32_t len);
 /* The record of the current tensor, for the encoder to fill what it knows. */

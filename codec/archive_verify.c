@@ -359,23 +359,18 @@ out:
 	return rc;
 }
 
-struct output {
-	int fd;
-};
-
 static int output_window(void *arg, struct eq_window *w)
 {
-	struct output *o = arg;
+	const int *fd = arg;
 
-	return eq_write_full(o->fd, w->buf, w->len, w->begin);
+	return eq_write_full(*fd, w->buf, w->len, w->begin);
 }
 
 int eq_archive_unpack(struct eq_archive *a, int out_fd, const struct eq_run *run,
 		      struct eq_error *err)
 {
-	struct output o = { out_fd };
 	struct hashes h = { .report = NULL };
-	struct eq_consumer consumers[3] = { { hash_content, &h }, { output_window, &o },
+	struct eq_consumer consumers[3] = { { hash_content, &h }, { output_window, &out_fd },
 					    { hash_sha, &h } };
 	int rc;
 

@@ -180,10 +180,9 @@ static int write_quant(struct quant *q)
 	int rc;
 
 	rc = place_outliers(q, &most);
-	if (!rc)
-		rc = eq_build_tensor(q->e->build, q->t);
 	if (rc)
 		return rc;
+	eq_build_tensor(q->e->build, q->t);
 	m.bound = eq_chunk_bound(q->e->coding, most);
 	m.scratch = eq_chunk_scratch(q->e->coding);
 	XXH3_64bits_reset(q->xxh);

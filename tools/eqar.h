@@ -82,6 +82,8 @@ struct eq_output {
 /* dirfd -1: path is opened as it stands; else base is path's name in dirfd. */
 int eq_output_begin(struct eq_output *o, int dirfd, const char *path,
 		    bool overwrite);
+/* 0, or -EINVAL (said) if the path out is the input, of which st is. */
+int eq_output_distinct(const char *out, const struct stat *st);
 int eq_output_commit(struct eq_output *o, const struct stat *owner_and_mode,
 		     const struct timespec times[2]);
 void eq_output_abort(struct eq_output *o);

@@ -242,6 +242,16 @@ int eq_output_commit(struct eq_output *o, const struct stat *owner_and_mode,
 	return 0;
 }
 
+int eq_output_distinct(const char *out, const struct stat *st)
+{
+	struct stat old;
+
+	if (stat(out, &old) || old.st_dev != st->st_dev || old.st_ino != st->st_ino)
+		return 0;
+	eq_cli_error("%s: is the input itself", out);
+	return -EINVAL;
+}
+
 void eq_output_abort(struct eq_output *o)
 {
 	unlinkat(o->dirfd, o->tmp, 0);

@@ -136,14 +136,11 @@ static int unpack_file(const struct unpack *u, struct eq_runner *r,
 			       .tv_nsec = (long)info->mtime_ns } };
 	struct eq_error err = { .text = "" };
 	struct eq_output o;
-	struct stat old;
 	int rc;
 
-	if (stat(out, &old) == 0 && old.st_dev == st->st_dev &&
-	    old.st_ino == st->st_ino) {
-		eq_cli_error("%s: is the input itself", out);
-		return -EINVAL;
-	}
+	rc = eq_output_distinct(out, st);
+	if (rc)
+		return rc;
 	rc = eq_output_begin(&o, -1, out, u->force);
 	if (rc)
 		return rc;
