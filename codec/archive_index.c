@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <zstd.h>
 
 #include "archive_priv.h"
@@ -516,4 +517,35 @@ int eq_index_load(struct eq_archive *a, struct eq_error *err)
 	if (!eq_checksum_ok(a->index, a->index_len, t.index_xxh3))
 		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt index: checksum", a->name);
 	return load_sections(a, err);
+}
+
+int eq_archive_peek(int fd, uint64_t *size)
+{
+	struct {
+		struct eq_disk_section head;
+		struct eq_disk_file file;
+	} first;
+	struct eq_disk_trailer t;
+	struct stat st;
+	int rc;
+
+	*size = 0;
+	if (fstat(fd, &st))
+		return -errno;
+	if (st.st_size < (off_t)(sizeof(struct eq_disk_header) + sizeof(first) + sizeof(t)))
+		return EQ_ENOTEQAR;
+	rc = eq_read_full(fd, &t, sizeof(t), (uint64_t)st.st_size - sizeof(t));
+	if (rc)
+		return rc;
+	if (memcmp(t.magic, EQ_MAGIC_END, 8) ||
+	    !eq_checksum_ok(&t, offsetof(struct eq_disk_trailer, xxh3), t.xxh3) ||
+	    t.archive_len != (uint64_t)st.st_size ||
+	    t.index_off > t.archive_len - sizeof(t) - sizeof(first))
+		return EQ_ECORRUPT;
+	rc = eq_read_full(fd, &first, sizeof(first), t.index_off);
+	if (!rc && (first.head.type != EQ_SEC_FILE || first.head.len < sizeof(first.file)))
+		rc = EQ_ECORRUPT;
+	if (!rc)
+		*size = first.file.size;
+	return rc;
 }

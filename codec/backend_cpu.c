@@ -628,3 +628,8 @@ const struct eq_backend *eq_backend_cpu(void)
 	pthread_once(&cpu_once, cpu_init);
 	return &cpu_backend;
 }
+
+const char *eq_backend_name(const struct eq_backend *be)
+{
+	return be->name;
+}

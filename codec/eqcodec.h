@@ -164,6 +164,8 @@ void eq_pool_for(struct eq_pool *pool, size_t n, void (*fn)(void *arg, size_t i)
 struct eq_backend;
 /* The CPU's decoder; never fails, static. See backend.h for the table. */
 const struct eq_backend *eq_backend_cpu(void);
+/* "cpu/avx2", "cuda"; static or of the back end. */
+const char *eq_backend_name(const struct eq_backend *be);
 /* Instruction set in use: "avx512", "avx2", "neon" or "c". */
 const char *eq_cpu_isa(void);
 
@@ -213,6 +215,11 @@ struct eq_tensor_info {
 int eq_archive_open(int fd, const char *name, struct eq_archive **out,
 		    struct eq_error *err);
 void eq_archive_close(struct eq_archive *a);
+/*
+ * The logical size alone, for sums over many archives: two small reads, and no
+ * check of the index. Takes nothing over. 0, or an error as above, without a message.
+ */
+int eq_archive_peek(int fd, uint64_t *size);
 const struct eq_file_info *eq_archive_info(const struct eq_archive *a);
 /* The tensors in the order of the file; owned by the archive. */
 const struct eq_tensor_info *eq_archive_tensors(const struct eq_archive *a);

@@ -30,6 +30,7 @@ struct eq_extent_entry {
 	enum state state;
 	unsigned pins;
 	uint64_t taken;         /* bytes released with `once` */
+	bool ahead;             /* loaded ahead, and no reader has come yet */
 	size_t cap;
 	uint8_t *data;
 	pthread_cond_t done;    /* no longer LOADING */
@@ -47,6 +48,7 @@ struct eq_cache {
 	size_t batch;           /* extents to decode in one call */
 	size_t limit, bytes;
 	struct list kept, spent;
+	struct eq_cache_stats stats;
 	struct eq_extent_entry *bucket[BUCKETS];
 };
 
@@ -177,6 +179,7 @@ static struct eq_extent_entry *recycle(struct eq_cache *c, size_t len)
 	while ((e = victim(c, len))) {
 		list_del(e);
 		unhash(c, e);
+		c->stats.evictions++;
 		if (!found && e->cap == len)
 			found = e;
 		else
@@ -208,6 +211,7 @@ static struct eq_extent_entry *add(struct eq_cache *c, uint64_t arc, const struc
 	e->state = LOADING;
 	e->pins = 1;
 	e->taken = 0;
+	e->ahead = false;
 	b = bucket(c, arc, ext->begin);
 	e->next = *b;
 	*b = e;
@@ -219,8 +223,12 @@ static struct eq_extent_entry *add(struct eq_cache *c, uint64_t arc, const struc
 static void finish(struct eq_cache *c, struct eq_extent_entry *e, int status)
 {
 	e->state = status ? FAILED : READY;
-	if (status)
+	if (status) {
+		c->stats.failed++;
 		unhash(c, e);
+	} else {
+		c->stats.decoded_bytes += e->ext.len;
+	}
 	pthread_cond_broadcast(&e->done);
 }
 
@@ -288,8 +296,12 @@ int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t le
 		} else {
 			e = find(c, arc->id, ext.begin);
 			if (e) {
+				c->stats.hits++;
+				c->stats.ahead_hits += e->ahead;
+				e->ahead = false;
 				pin(e);
 			} else {
+				c->stats.misses++;
 				e = add(c, arc->id, &ext);
 				if (!e) {
 					rc = eq_fail(err, -ENOMEM, "out of memory for an extent");
@@ -338,6 +350,15 @@ void eq_cache_release(struct eq_cache *c, struct eq_piece *pieces, int n, bool o
 	pthread_mutex_unlock(&c->lock);
 }
 
+void eq_cache_stats(struct eq_cache *c, struct eq_cache_stats *out)
+{
+	pthread_mutex_lock(&c->lock);
+	*out = c->stats;
+	out->bytes = c->bytes;
+	out->limit = c->limit;
+	pthread_mutex_unlock(&c->lock);
+}
+
 size_t eq_cache_batch(const struct eq_cache *c)
 {
 	return c->batch;
@@ -359,6 +380,8 @@ void eq_cache_load(struct eq_cache *c, struct eq_arc *arc, uint64_t off, uint64_
 		e = add(c, arc->id, &ext);
 		if (!e)
 			break;
+		e->ahead = true;
+		c->stats.ahead++;
 		d.entry[d.n++] = e;
 	}
 	pthread_mutex_unlock(&c->lock);

@@ -44,6 +44,15 @@ int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t le
  */
 void eq_cache_release(struct eq_cache *c, struct eq_piece *pieces, int n, bool once);
 
+struct eq_cache_stats {
+	uint64_t hits, misses;          /* of readers, extents */
+	uint64_t evictions;
+	uint64_t ahead, ahead_hits;     /* loaded before a reader came; and then wanted */
+	uint64_t decoded_bytes, failed; /* failed: extents */
+	uint64_t bytes, limit;
+};
+void eq_cache_stats(struct eq_cache *c, struct eq_cache_stats *out);
+
 /* How many extents the back end likes to decode in one call. */
 size_t eq_cache_batch(const struct eq_cache *c);
 /* Have the extents in [off, end) decoded, on this thread and no more than a batch,

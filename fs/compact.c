@@ -16,6 +16,8 @@
 #define RETRY_SECONDS 1.0       /* at least, before a file that changed is tried again */
 #define FULL_SECONDS 60.0       /* before one is that the system had no room for */
 
+#define ENCODE_SHARE 8500       /* of the progress; the rest is the comparison's */
+
 /* Values of the mark. */
 #define MARK_LOSSY "lossy"
 #define MARK_LOSSLESS "lossless"
@@ -26,7 +28,10 @@ struct eq_compact {
 	pthread_mutex_t lock;
 	pthread_cond_t wake;
 	struct eq_node *first, *last;   /* by due time */
+	uint64_t files, bytes;          /* in the queue */
 	struct eq_node *current;        /* being encoded */
+	uint64_t current_bytes;
+	_Atomic unsigned done;          /* of it, in 10,000ths */
 	_Atomic bool stop;
 };
 
@@ -106,6 +111,8 @@ static bool queue_del(struct eq_compact *c, struct eq_node *n)
 	*(n->queue_next ? &n->queue_next->queue_prev : &c->last) = n->queue_prev;
 	n->queue_prev = n->queue_next = NULL;
 	n->queued = false;
+	c->files--;
+	c->bytes -= n->queued_bytes;
 	return true;
 }
 
@@ -118,10 +125,16 @@ static bool later(const struct timespec *a, const struct timespec *b)
 static bool queue_add(struct eq_compact *c, struct eq_node *n, double delay)
 {
 	struct eq_node *at;
+	struct stat st;
 	bool was;
 
+	if (fstat(n->fd, &st))
+		st.st_size = 0; /* of interest to statistics only */
 	pthread_mutex_lock(&c->lock);
 	was = queue_del(c, n);
+	n->queued_bytes = (uint64_t)st.st_size;
+	c->files++;
+	c->bytes += n->queued_bytes;
 	clock_gettime(CLOCK_MONOTONIC, &n->due);
 	n->due.tv_sec += (time_t)delay;
 	n->due.tv_nsec += (long)((delay - (double)(time_t)delay) * 1e9);
@@ -209,7 +222,8 @@ int eq_writer_begin(struct eq_fs *fs, struct eq_node *n)
 	if (n->swapped) {
 		rc = -ESTALE;
 	} else {
-		n->writers++;
+		if (n->writers++ == 0 && fstat(n->fd, &n->before))
+			memset(&n->before, 0, sizeof(n->before));
 		free(n->reason);
 		n->reason = NULL;
 	}
@@ -223,10 +237,29 @@ int eq_writer_begin(struct eq_fs *fs, struct eq_node *n)
 
 void eq_writer_end(struct eq_fs *fs, struct eq_node *n)
 {
+	struct stat now;
+
 	pthread_mutex_lock(&n->lock);
-	n->writers--;
+	if (--n->writers == 0 && fstat(n->fd, &now) == 0 && now.st_nlink)
+		eq_stats_store(&fs->stats, &n->before, &now);
 	pthread_mutex_unlock(&n->lock);
 	eq_compact_offer(fs, n);
+}
+
+void eq_compact_stats(struct eq_compact *c, struct eq_queue_stats *out)
+{
+	memset(out, 0, sizeof(*out));
+	if (!c)
+		return;
+	pthread_mutex_lock(&c->lock);
+	out->files = c->files;
+	out->bytes = c->bytes;
+	if (c->current) {
+		out->encoding = 1;
+		out->current_bytes = c->current_bytes;
+		out->progress = c->done / 1e4;
+	}
+	pthread_mutex_unlock(&c->lock);
 }
 
 void eq_compact_state(struct eq_fs *fs, struct eq_node *n, char buf[EQ_STATE_SIZE])
@@ -270,8 +303,13 @@ struct job {
 static int cancelled(void *arg, const char *what, uint64_t done, uint64_t total)
 {
 	struct job *j = arg;
+	double part = total ? (double)done / (double)total : 0;
 
-	(void)what, (void)done, (void)total;
+	/* Reading back is a small part of the time. */
+	if (!strcmp(what, "encode"))
+		j->c->done = (unsigned)(part * ENCODE_SHARE);
+	else
+		j->c->done = (unsigned)(ENCODE_SHARE + part * (1e4 - ENCODE_SHARE));
 	return j->c->stop || atomic_load(&j->node->changes) != j->changes;
 }
 
@@ -331,6 +369,7 @@ static void not_encoded(struct job *j, int rc, const char *text)
 	case -ENOENT:
 		/* It changed or moved: from the beginning, unless its next writer
 		 * or unlink has taken care of it. */
+		eq_count(&fs->stats.put_off, 1);
 		if (!j->c->stop && eq_node_place(&fs->nodes, j->node, &j->parent, j->name) == 0) {
 			eq_node_unref(&fs->nodes, j->parent);
 			offer(fs, j->node,
@@ -338,13 +377,16 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		}
 		return;
 	case EQ_ENOTST:
+		eq_count(&fs->stats.skipped, 1);
 		dirty_clear(fs, j->node, NULL);
 		return;
 	case -EMLINK: /* until the other links are gone */
+		eq_count(&fs->stats.skipped, 1);
 		set_reason(j->node, "has hard links");
 		return;
 	case -ENOTSUP:
 	case -ENAMETOOLONG: /* found out before the contents: perhaps no model at all */
+		eq_count(&fs->stats.skipped, 1);
 		dirty_clear(fs, j->node, rc == -ENOTSUP ? "the archive would not be smaller" : why);
 		eq_log(&fs->log, EQ_LOG_INFO, "not encoded: %s", text);
 		return;
@@ -359,8 +401,31 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		offer(fs, j->node, FULL_SECONDS);
 		break;
 	}
+	eq_count(&fs->stats.failed, 1);
 	if (!eq_node_logged(j->node, text))
 		eq_log(&fs->log, EQ_LOG_WARN, "not encoded: %s", text);
+}
+
+/* The plain file, which n still holds, became an archive. */
+static void count_encoded(struct eq_fs *fs, struct eq_node *n, const struct eq_summary *sum,
+			  const struct timespec *start)
+{
+	struct stat was, now;
+	struct timespec end;
+
+	clock_gettime(CLOCK_MONOTONIC, &end);
+	eq_count(&fs->stats.encoded, 1);
+	eq_count(&fs->stats.encoded_in, sum->size);
+	eq_count(&fs->stats.encoded_out, sum->stored);
+	eq_count(&fs->stats.encoded_ns,
+		 (uint64_t)((int64_t)(end.tv_sec - start->tv_sec) * 1000000000 + end.tv_nsec -
+			    start->tv_nsec));
+	atomic_fetch_add(&fs->stats.archives, 1);
+	if (fstat(n->fd, &was))
+		return;
+	now = was;
+	now.st_blocks = (blkcnt_t)((sum->stored + 511) / 512);
+	eq_stats_store(&fs->stats, &was, &now);
 }
 
 static void encode(struct eq_compact *c, struct eq_node *n)
@@ -372,6 +437,7 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 	struct eq_shrink_hooks hooks = { swap_enter, swap_leave, &j };
 	struct eq_summary sum;
 	struct eq_error err = { "" };
+	struct timespec start;
 	struct eq_node *parent;
 	char path[PATH_MAX];
 	int rc;
@@ -383,8 +449,10 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 		goto out; /* a rename will bring it back */
 	eq_node_path(&fs->nodes, n, path, sizeof(path));
 	eq_log(&fs->log, EQ_LOG_DEBUG, "encoding %s", path);
+	clock_gettime(CLOCK_MONOTONIC, &start);
 	rc = eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err);
 	if (j.swapped) {
+		count_encoded(fs, n, &sum, &start);
 		dirty_clear(fs, n, NULL);
 		/* No lock is held here. The kernel must look the name up again. */
 		if (!c->stop)
@@ -421,6 +489,8 @@ static void *worker(void *arg)
 		}
 		queue_del(c, n);
 		c->current = n;
+		c->current_bytes = n->queued_bytes;
+		c->done = 0;
 		pthread_mutex_unlock(&c->lock);
 		encode(c, n);
 		pthread_mutex_lock(&c->lock);

@@ -39,6 +39,14 @@ void eq_compact_offer(struct eq_fs *fs, struct eq_node *n);
 /* The last name of n is gone: nothing to encode. */
 void eq_compact_drop(struct eq_fs *fs, struct eq_node *n);
 
+struct eq_queue_stats {
+	uint64_t files, bytes;          /* waiting */
+	uint64_t encoding, current_bytes;
+	double progress;                /* 0 to 1, of what is being encoded */
+};
+/* c NULL: a read-only mount, all zero. */
+void eq_compact_stats(struct eq_compact *c, struct eq_queue_stats *out);
+
 /* Text of user.eqfs.state. */
 #define EQ_STATE_SIZE 256
 void eq_compact_state(struct eq_fs *fs, struct eq_node *n, char buf[EQ_STATE_SIZE]);

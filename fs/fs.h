@@ -19,6 +19,7 @@
 #include "inode.h"
 #include "log.h"
 #include "prefetch.h"
+#include "stats.h"
 
 struct fuse_session;
 struct eq_fs;
@@ -37,6 +38,7 @@ struct eq_handle {
 struct eq_fs {
 	const struct eq_mount *m;
 	struct eq_log log;
+	struct eq_stats stats;
 	struct fuse_session *se;
 	struct eq_nodes nodes;
 	struct eq_arcs arcs;
@@ -44,7 +46,7 @@ struct eq_fs {
 	struct eq_cache *cache;
 	struct eq_ahead *ahead;
 	struct eq_compact *compact;     /* NULL when read-only */
-	struct eq_scan *scan;           /* NULL when read-only */
+	struct eq_scan *scan;
 	char *policy;                   /* text, for the xattr */
 	bool privileged;                /* may act as another user */
 	_Atomic bool ending;            /* long work is to be given up */

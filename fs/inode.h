@@ -50,6 +50,7 @@ struct eq_node {
 	pthread_mutex_t lock;   /* of what follows */
 	struct eq_meta meta;
 	unsigned writers;       /* handles open for writing */
+	struct stat before;     /* while there are writers: when the first one came */
 	bool dirty;             /* written through the mount and not yet encoded */
 	bool swapped;           /* its name now belongs to the archive made of it */
 	bool pinned;            /* dirty nodes hold a reference to themselves */
@@ -65,6 +66,7 @@ struct eq_node {
 	/* Belong to the encoding queue. */
 	struct eq_node *queue_prev, *queue_next;
 	bool queued;
+	uint64_t queued_bytes;
 	struct timespec due;
 };
 

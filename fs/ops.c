@@ -143,5 +143,6 @@ const struct fuse_lowlevel_ops eq_ops = {
 	.listxattr = eq_op_listxattr,
 	.setxattr = eq_op_setxattr,
 	.removexattr = eq_op_removexattr,
+	/* What is added here must be known to ops_virtual.c as well. */
 	/* flock and POSIX locks stay in the kernel: no such operations here. */
 };

@@ -26,6 +26,13 @@ struct eq_file {
 
 extern const struct fuse_lowlevel_ops eq_ops;
 
+/* ---- ops_virtual.c ---- */
+
+/* The operations above with .eqfs/stats laid over them. */
+void eq_ops_layer(struct fuse_lowlevel_ops *ops);
+/* Say so when the store has an entry of that name, which comes first. */
+void eq_virtual_check(struct eq_fs *fs);
+
 /* ---- ops.c ---- */
 
 static inline struct eq_fs *eq_fs_of(fuse_req_t req)

@@ -242,7 +242,8 @@ void eq_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 static void read_plain(fuse_req_t req, struct eq_file *f, size_t size, off_t off)
 {
-	char *buf = eq_scratch(eq_fs_of(req), size);
+	struct eq_fs *fs = eq_fs_of(req);
+	char *buf = eq_scratch(fs, size);
 	int fd = file_fd(f);
 	size_t got = 0;
 	ssize_t n;
@@ -256,6 +257,7 @@ static void read_plain(fuse_req_t req, struct eq_file *f, size_t size, off_t off
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0) {
+			eq_stats_read(&fs->stats, EQ_SERVED_PLAIN, -1);
 			eq_reply(req, -errno);
 			return;
 		}
@@ -263,6 +265,7 @@ static void read_plain(fuse_req_t req, struct eq_file *f, size_t size, off_t off
 			break;
 		got += (size_t)n;
 	}
+	eq_stats_read(&fs->stats, EQ_SERVED_PLAIN, (int64_t)got);
 	fuse_reply_buf(req, buf, got);
 }
 
@@ -275,8 +278,10 @@ static int get_pieces(struct eq_fs *fs, struct eq_file *f, uint64_t off, size_t 
 	do /* -EAGAIN: another reader has failed at it, and has said so */
 		n = eq_cache_get(fs->cache, f->arc, off, len, p, &err);
 	while (n == -EAGAIN);
-	if (n < 0)
+	if (n < 0) {
 		eq_attr_complain(fs, f->node, err.text);
+		eq_stats_read(&fs->stats, EQ_SERVED_ARCHIVE, -1);
+	}
 	return n;
 }
 
@@ -315,6 +320,7 @@ static void read_archive(fuse_req_t req, struct eq_file *f, size_t size, off_t o
 			iov[i].iov_base = (void *)(uintptr_t)p[i].data;
 			iov[i].iov_len = p[i].len;
 		}
+		eq_stats_read(&fs->stats, EQ_SERVED_ARCHIVE, (int64_t)len);
 		fuse_reply_iov(req, iov, n);
 		eq_cache_release(fs->cache, p, n, !direct);
 		return;
@@ -333,10 +339,12 @@ static void read_archive(fuse_req_t req, struct eq_file *f, size_t size, off_t o
 			return;
 		}
 	}
-	if (buf)
+	if (buf) {
+		eq_stats_read(&fs->stats, EQ_SERVED_ARCHIVE, (int64_t)len);
 		fuse_reply_buf(req, buf, len);
-	else
+	} else {
 		eq_reply(req, -ENOMEM);
+	}
 }
 
 void eq_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct fuse_file_info *fi)
@@ -379,12 +387,13 @@ void eq_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct f
 void eq_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, off_t off,
 		 struct fuse_file_info *fi)
 {
+	struct eq_fs *fs = eq_fs_of(req);
 	struct eq_file *f = eq_file_of(fi);
 	size_t done = 0;
 	ssize_t n;
 
 	(void)ino;
-	eq_dirty_set(eq_fs_of(req), f->node);
+	eq_dirty_set(fs, f->node);
 	while (done < size) {
 		n = pwrite(f->fd, buf + done, size - done, off + (off_t)done);
 		if (n < 0 && errno == EINTR)
@@ -393,10 +402,13 @@ void eq_op_write(fuse_req_t req, fuse_ino_t ino, const char *buf, size_t size, o
 			break;
 		done += (size_t)n;
 	}
-	if (!done && size)
+	if (!done && size) {
 		eq_reply(req, -errno);
-	else
-		fuse_reply_write(req, done);
+		return;
+	}
+	eq_count(&fs->stats.writes, 1);
+	eq_count(&fs->stats.written_bytes, done);
+	fuse_reply_write(req, done);
 }
 
 void eq_op_flush(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

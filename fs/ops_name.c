@@ -149,6 +149,7 @@ static int make(fuse_req_t req, struct eq_node *dir, const char *name, struct ma
 	struct eq_fs *fs = eq_fs_of(req);
 	const struct fuse_ctx *ctx = fuse_req_ctx(req);
 	bool other = fs->privileged && (ctx->uid != 0 || ctx->gid != 0);
+	struct stat st;
 	int rc;
 
 	if (other) {
@@ -160,17 +161,19 @@ static int make(fuse_req_t req, struct eq_node *dir, const char *name, struct ma
 		setfsuid(0);
 		setfsgid(0);
 	}
-	if (rc != -EACCES || !other)
-		return rc;
-	/* The kernel has allowed it, by a supplementary group perhaps, which we
-	 * cannot take on. */
-	rc = make_once(m, dir->fd, name);
-	if (!rc)
-		rc = give(m, dir->fd, name, ctx);
+	if (rc == -EACCES && other) {
+		/* The kernel has allowed it, by a supplementary group perhaps, which
+		 * we cannot take on. */
+		rc = make_once(m, dir->fd, name);
+		if (!rc)
+			rc = give(m, dir->fd, name, ctx);
+	}
 	if (rc && m->fd >= 0) {
 		close(m->fd);
 		m->fd = -1;
 	}
+	if (!rc && m->fd >= 0 && fstat(m->fd, &st) == 0)
+		eq_stats_store(&fs->stats, NULL, &st);
 	return rc;
 }
 
@@ -334,15 +337,33 @@ void eq_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
 
 /* ---- removing ----------------------------------------------------------------------- */
 
+/* A file that is being written was last counted as it was before that. */
+static void count_gone(struct eq_fs *fs, struct eq_node *n)
+{
+	struct stat st;
+
+	if (!S_ISREG(n->type) || eq_attr_get(fs, n, &st))
+		return;
+	pthread_mutex_lock(&n->lock);
+	if (n->writers)
+		st = n->before;
+	pthread_mutex_unlock(&n->lock);
+	eq_stats_store(&fs->stats, &st, NULL);
+	if (n->archive)
+		atomic_fetch_sub(&fs->stats.archives, 1);
+}
+
 void eq_name_gone(struct eq_fs *fs, struct eq_node *n, struct eq_node *parent, const char *name)
 {
 	struct stat st;
 
 	eq_node_remove(&fs->nodes, n, parent, name);
-	if (fstat(n->fd, &st) == 0 && st.st_nlink > 0)
+	if (fstat(n->fd, &st) == 0 && st.st_nlink > 0) {
 		eq_compact_offer(fs, n); /* one link fewer may be what it waited for */
-	else
+	} else {
+		count_gone(fs, n);
 		eq_compact_drop(fs, n);
+	}
 }
 
 int eq_name_bury(struct eq_node *dir, const char *name)

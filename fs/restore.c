@@ -23,6 +23,7 @@ struct restore {
 	char name[NAME_MAX + 1], archive[NAME_MAX + 1];
 	char tmp[EQ_TMP_NAME_SIZE];
 	int fd;
+	struct stat was;        /* of the archive, as shown */
 	struct eq_error err;
 };
 
@@ -76,6 +77,7 @@ static int fill(struct restore *r)
 	rc = eq_attr_get(r->fs, r->n, &st);
 	if (rc)
 		return rc;
+	r->was = st;
 	if (!r->empty) {
 		rc = eq_attr_archive(r->fs, r->n, &arc);
 		if (rc)
@@ -133,6 +135,19 @@ static int swap(struct restore *r)
 	return rc;
 }
 
+static void count_restored(struct restore *r)
+{
+	struct eq_stats *s = &r->fs->stats;
+	struct stat now;
+
+	eq_count(&s->restored, 1);
+	atomic_fetch_sub(&s->archives, 1);
+	if (fstat(r->fd, &now))
+		return;
+	eq_count(&s->restored_bytes, (uint64_t)now.st_size);
+	eq_stats_store(s, &r->was, &now);
+}
+
 int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 {
 	struct restore r = { .fs = fs, .n = n, .empty = empty, .fd = -1 };
@@ -160,6 +175,8 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 		rc = swap(&r);
 		pthread_rwlock_unlock(&fs->names);
 	}
+	if (!rc)
+		count_restored(&r);
 	if (rc && r.tmp[0])
 		unlinkat(r.parent->fd, r.tmp, 0);
 	close(r.fd);

@@ -66,6 +66,57 @@ static int push(struct eq_scan *s, struct eq_node *n)
 	return 0;
 }
 
+/* What came to be under this mount is counted where that happens. Several names of
+ * a file make one file's worth. */
+static void count(struct eq_fs *fs, struct stat st)
+{
+	const struct timespec *start = &fs->stats.start;
+
+	if (st.st_ctim.tv_sec > start->tv_sec ||
+	    (st.st_ctim.tv_sec == start->tv_sec && st.st_ctim.tv_nsec >= start->tv_nsec))
+		return;
+	if (st.st_nlink > 1) {
+		st.st_size /= (off_t)st.st_nlink;
+		st.st_blocks /= (blkcnt_t)st.st_nlink;
+	}
+	eq_stats_store(&fs->stats, NULL, &st);
+}
+
+/* Is it an archive? Then it is counted. */
+static bool count_archive(struct eq_fs *fs, int dirfd, const char *name)
+{
+	struct stat st;
+	uint64_t size;
+	int fd;
+
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+		return false;
+	fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+	if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
+		if (eq_archive_peek(fd, &size) == 0)
+			st.st_size = (off_t)size; /* else as it is listed */
+		count(fs, st);
+		atomic_fetch_add(&fs->stats.archives, 1);
+	}
+	if (fd >= 0)
+		close(fd);
+	return true;
+}
+
+static void sweep(struct eq_fs *fs, struct eq_node *dir, const char *name)
+{
+	int rc;
+
+	if (fs->m->read_only)
+		return;
+	/* A rename in progress may have put a file aside for a moment. */
+	pthread_rwlock_rdlock(&fs->names);
+	rc = eq_tmp_sweep(dir->fd, name);
+	pthread_rwlock_unlock(&fs->names);
+	if (!rc)
+		eq_log(&fs->log, EQ_LOG_INFO, "removed %s, left by a crash", name);
+}
+
 static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
 {
 	struct eq_fs *fs = s->fs;
@@ -74,15 +125,10 @@ static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
 	int rc;
 
 	if (eq_tmp_is(name)) {
-		/* A rename in progress may have put a file aside for a moment. */
-		pthread_rwlock_rdlock(&fs->names);
-		rc = eq_tmp_sweep(dir->fd, name);
-		pthread_rwlock_unlock(&fs->names);
-		if (!rc)
-			eq_log(&fs->log, EQ_LOG_INFO, "removed %s, left by a crash", name);
+		sweep(fs, dir, name);
 		return;
 	}
-	if (eq_name_is_archive(name))
+	if (eq_name_is_archive(name) && count_archive(fs, dir->fd, name))
 		return;
 	pthread_rwlock_rdlock(&fs->names);
 	rc = eq_name_find(dir->fd, name, &f);
@@ -93,6 +139,8 @@ static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
 		return;
 	if (S_ISDIR(n->type) && push(s, n) == 0)
 		return; /* with the reference */
+	if (S_ISREG(n->type) && !n->archive)
+		count(fs, f.st);
 	if (S_ISREG(n->type) && !n->archive && eq_dirty_marked(fs, n)) {
 		eq_dirty_set(fs, n);
 		eq_compact_offer(fs, n);
@@ -117,6 +165,7 @@ static void *scan(void *arg)
 			closedir(d);
 		eq_node_unref(&s->fs->nodes, dir);
 	}
+	s->fs->stats.walked = !s->stop;
 	return NULL;
 }
 

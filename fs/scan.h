@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The walk through a store after mounting: files that an earlier mount could not
- * get round to are queued, and what a crash has left is swept.
+ * The walk through a store after mounting: sizes are added up, files that an
+ * earlier mount could not get round to are queued, and what a crash has left is
+ * swept. A read-only mount only adds up.
  */
 #ifndef EQ_SCAN_H
 #define EQ_SCAN_H

@@ -185,6 +185,7 @@ static int fs_init(struct eq_fs *fs, const struct eq_mount *m)
 	fs->m = m;
 	fs->privileged = geteuid() == 0;
 	eq_log_init(&fs->log, m->level, !m->foreground);
+	eq_stats_init(&fs->stats);
 	eq_arcs_init(&fs->arcs);
 	pthread_mutex_init(&fs->handles_lock, NULL);
 	/* Or a stream of look-ups would keep a swap waiting for ever. */
@@ -249,6 +250,7 @@ out:
 int eq_mount_run(const struct eq_mount *m)
 {
 	struct session s = { .stuck = false };
+	struct fuse_lowlevel_ops ops;
 	struct eq_fs *fs = &s.fs;
 	int rc;
 
@@ -262,7 +264,8 @@ int eq_mount_run(const struct eq_mount *m)
 	pthread_sigmask(SIG_BLOCK, &s.set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	signal(SIGXFSZ, SIG_IGN); /* such a write fails, no more */
-	fs->se = fuse_session_new(m->args, &eq_ops, sizeof(eq_ops), fs);
+	eq_ops_layer(&ops);
+	fs->se = fuse_session_new(m->args, &ops, sizeof(ops), fs);
 	if (!fs->se)
 		return -EINVAL; /* libfuse has said why */
 	rc = -EIO;
@@ -274,8 +277,10 @@ int eq_mount_run(const struct eq_mount *m)
 	s.up = true;
 	if (!rc && !m->read_only)
 		rc = eq_compact_create(fs);
-	if (!rc && !m->read_only)
+	if (!rc)
 		rc = eq_scan_create(fs);
+	if (!rc)
+		eq_virtual_check(fs);
 	if (!rc)
 		rc = serve(&s);
 	if (rc)

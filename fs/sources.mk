@@ -23,10 +23,13 @@ EQ_FS_SOURCES = \
 	fs/ops_file.c \
 	fs/ops_name.c \
 	fs/ops_rename.c \
+	fs/ops_virtual.c \
 	fs/ops_xattr.c \
 	fs/prefetch.c \
 	fs/prefetch.h \
 	fs/restore.c \
 	fs/scan.c \
 	fs/scan.h \
-	fs/session.c
+	fs/session.c \
+	fs/stats.c \
+	fs/stats.h

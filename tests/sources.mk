@@ -45,6 +45,7 @@ SCRIPT_TESTS = \
 	tests/mount_names.py \
 	tests/mount_options.py \
 	tests/mount_random.py \
+	tests/mount_stats.py \
 	tests/neon.sh
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
