@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The decode back end as a const table of functions, shared with gpu/ (C types
- * only). A back end decodes chunks whose checksum has been verified, but must
- * still survive any bytes: the checksum is no signature.
+ * The back end as a const table of functions, shared with gpu/ (C types only).
+ * A back end decodes chunks whose checksum has been verified, but must still
+ * survive any bytes: the checksum is no signature. backend_encode.h has what it
+ * may do for encoding.
  */
 #ifndef EQ_BACKEND_H
 #define EQ_BACKEND_H
@@ -14,7 +15,7 @@
 extern "C" {
 #endif
 
-#define EQ_BACKEND_ABI 1
+#define EQ_BACKEND_ABI 2
 #define EQ_SLACK 256    /* readable bytes behind every input of a job */
 
 enum eq_codec_id { EQ_CODEC_RAW, EQ_CODEC_CONST, EQ_CODEC_ZSTD, EQ_CODEC_PLANES,
@@ -63,6 +64,8 @@ struct eq_decode_job {
 	int status;             /* out: 0, EQ_ECORRUPT or -errno */
 };
 
+struct eq_backend_encoder; /* backend_encode.h */
+
 struct eq_backend {
 	uint32_t abi;           /* EQ_BACKEND_ABI */
 	const char *name;       /* "cpu/avx512", "cuda" ... */
@@ -71,6 +74,7 @@ struct eq_backend {
 	 * and the caller repeats them on the CPU. Any thread. */
 	int (*decode)(void *ctx, struct eq_decode_job *jobs, size_t n);
 	void *ctx;
+	const struct eq_backend_encoder *encoder; /* NULL: it decodes only */
 };
 
 #ifdef __cplusplus

@@ -257,6 +257,14 @@ static void block_escapes(const uint8_t *in, size_t n, const uint8_t index[256],
 			esc[(*n_esc)++] = (uint32_t)((pos + j) << 8 | in[j]);
 }
 
+void eq_pair_index(const struct eq_freq *freq, uint8_t index[256])
+{
+	memset(index, 15, 256);
+	for (unsigned i = 0; i < 15; i++)
+		if (freq->f[i << 4 | i]) /* or the nibble is not in use */
+			index[freq->nibble[i]] = (uint8_t)i;
+}
+
 /* Returns the bytes of the part, or 0 when it cannot be or would not pay. */
 static size_t part_pair(struct chunk *ch, unsigned arg, const uint8_t *sym,
 			size_t n, struct eq_disk_part *head)
@@ -267,10 +275,7 @@ static size_t part_pair(struct chunk *ch, unsigned arg, const uint8_t *sym,
 	size_t n_esc = 0, size, blocks = (n + 127) / 128;
 	uint8_t index[256], last[128];
 
-	memset(index, 15, sizeof(index));
-	for (unsigned i = 0; i < 15; i++)
-		if (freq->f[i << 4 | i]) /* or the nibble is not in use */
-			index[freq->nibble[i]] = (uint8_t)i;
+	eq_pair_index(freq, index);
 	for (size_t b = 0; b < blocks; b++) {
 		const uint8_t *in = sym + b * 128;
 		size_t len = n - b * 128 < 128 ? n - b * 128 : 128;

@@ -58,6 +58,9 @@ void eq_coding_quant(struct eq_coding *c, unsigned unit, unsigned scale_dtype,
 		     const uint64_t hist[256], const float value[256],
 		     uint64_t n_outliers);
 
+/* The nibble of each byte in a pair table, 15 if it has none. */
+void eq_pair_index(const struct eq_freq *freq, uint8_t index[256]);
+
 /* The parameters of the tensor's record; at most EQ_PARAMS_MAX bytes. */
 #define EQ_PARAMS_MAX (8 + 8 * EQ_FREQ_MAX + EQ_VALUE_MAX)
 size_t eq_params_write(const struct eq_coding *c, uint8_t *out);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Bits of floats, and conversions of the 16-bit types. */
+/* Bits of floats, and conversions of the 16-bit types; for the device as well. */
 #ifndef EQ_FLOATS_H
 #define EQ_FLOATS_H
 
@@ -8,7 +8,13 @@
 
 #include "eqcodec.h"
 
-static inline float eq_float_of(uint32_t u)
+#ifdef __CUDACC__
+#define EQ_BOTH static inline __host__ __device__
+#else
+#define EQ_BOTH static inline
+#endif
+
+EQ_BOTH float eq_float_of(uint32_t u)
 {
 	float f;
 
@@ -16,7 +22,7 @@ static inline float eq_float_of(uint32_t u)
 	return f;
 }
 
-static inline uint32_t eq_float_bits(float f)
+EQ_BOTH uint32_t eq_float_bits(float f)
 {
 	uint32_t u;
 
@@ -26,7 +32,7 @@ static inline uint32_t eq_float_bits(float f)
 
 /* float32 bits of binary16 bits: exact. The product with 2^112 also turns
  * subnormal halves into normal floats. */
-static inline uint32_t eq_half_widen(uint16_t h)
+EQ_BOTH uint32_t eq_half_widen(uint16_t h)
 {
 	uint32_t m = (uint32_t)(h & 0x7fff) << 13;
 	uint32_t u = eq_float_bits(eq_float_of(m) * 0x1p112f);
@@ -37,7 +43,7 @@ static inline uint32_t eq_half_widen(uint16_t h)
 }
 
 /* binary16 bits of float32, to nearest, ties to even; NaN is not expected. */
-static inline uint16_t eq_half_narrow(float f)
+EQ_BOTH uint16_t eq_half_narrow(float f)
 {
 	uint32_t u = eq_float_bits(f), sign = u >> 16 & 0x8000, a = u & 0x7fffffff;
 	/* below 2^-14 the sum with 1/2 leaves the half's 2^-24 as last place */
@@ -49,7 +55,7 @@ static inline uint16_t eq_half_narrow(float f)
 	return (uint16_t)(sign | (a < 0x38800000 ? sub : nor));
 }
 
-static inline uint16_t eq_bf16_narrow(float f)
+EQ_BOTH uint16_t eq_bf16_narrow(float f)
 {
 	uint32_t u = eq_float_bits(f);
 
@@ -57,7 +63,7 @@ static inline uint16_t eq_bf16_narrow(float f)
 }
 
 /* Element i of an array of dtype EQ_BF16, EQ_F16 or EQ_F32, at any alignment. */
-static inline float eq_float_at(const void *p, int dtype, size_t i)
+EQ_BOTH float eq_float_at(const void *p, int dtype, size_t i)
 {
 	uint16_t h;
 	uint32_t u;

@@ -24,9 +24,7 @@
 #include <stdint.h>
 
 #include "eqcodec.h"
-#include "floats.h"
-
-#define EQ_QUANT_SLOTS 144      /* levels 0 to 127 and beyond, in whole vectors */
+#include "quant_level.h"
 
 /* A matrix of rows * k units of BF16, F16 or F32, row after row; k < 2^31. */
 struct eq_quant_tensor {
@@ -58,6 +56,9 @@ void eq_quant_values(enum eq_qformat format, float value[256]);
  * the sum means nothing). Errors: -ENOMEM. */
 int eq_quant_l1(const struct eq_quant_tensor *t, struct eq_pool *pool,
 		double *sum_abs, bool *finite);
+
+/* The price of a step of rate, by which a row weighs its own against its error. */
+double eq_quant_price(double lambda, double l1_total, uint64_t n_total);
 
 /*
  * Find the scale of each row (bfloat16 bits; 0 where the whole row is best
@@ -130,40 +131,12 @@ int eq_rate_find(const struct eq_rate_tensor *t, size_t n,
 
 /* ---- shared by the parts of the quantiser -------------------------------- */
 
-/* A format's levels, by magnitude; see quant.c. */
-struct eq_quant_format {
-	unsigned top;           /* greatest level with a symbol */
-	/* mid[j] lies between levels j - 1 and j, j >= 1 */
-	float mid[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
-	float value[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
-	int64_t step[EQ_QUANT_SLOTS];   /* value in units of `unit` */
-	int64_t gap[EQ_QUANT_SLOTS];    /* step[j] - step[j - 1], and their sum */
-	int64_t pair[EQ_QUANT_SLOTS];
-	float unit;             /* 2^-9 or 1; rate(q) = |q| / unit * 2^-7 */
-};
 void eq_quant_format_init(struct eq_quant_format *f, enum eq_qformat format);
 
 /* Rows are dealt out in blocks, whose size depends on k alone. */
 static inline uint64_t eq_quant_block_rows(uint64_t k)
 {
 	return k >= 1 << 19 ? 1 : (1 << 19) / k;
-}
-
-/* Level of t = |w| / s >= 0 among the E4M3 magnitudes; above 126 if beyond. */
-static inline uint32_t eq_level_fp8(float t)
-{
-	uint32_t u = eq_float_bits(t);
-	/* below 2^-6 levels are 2^-9 apart, the last place of 2^14 + t */
-	uint32_t sub = eq_float_bits(t + 16384.0f) - 0x46800000;
-	uint32_t nor = ((u + 0x7ffff + (u >> 20 & 1)) >> 20) - 960;
-
-	return u < 0x3c800000 ? sub : nor;
-}
-
-/* The same for int8; above 127 if beyond. */
-static inline uint32_t eq_level_int8(float t)
-{
-	return eq_float_bits((t < 200.0f ? t : 200.0f) + 8388608.0f) - 0x4b000000;
 }
 
 #endif

@@ -443,6 +443,12 @@ static void search_run(void *arg, size_t index)
 	free(c);
 }
 
+double eq_quant_price(double lambda, double l1_total, uint64_t n_total)
+{
+	/* rate(q) = 2^-7 a step, in both formats */
+	return lambda * 0x1p-7 * l1_total / (double)n_total;
+}
+
 int eq_quant_search(const struct eq_quant_tensor *t, enum eq_qformat format,
 		    double lambda, double l1_total, uint64_t n_total,
 		    struct eq_pool *pool, uint16_t *scale)
@@ -453,8 +459,7 @@ int eq_quant_search(const struct eq_quant_tensor *t, enum eq_qformat format,
 		return EQ_ELIMIT;
 	if (!t->rows || !t->k)
 		return 0;
-	/* rate(q) = 2^-7 a step, in both formats */
-	job.nu = lambda * 0x1p-7 * l1_total / (double)n_total;
+	job.nu = eq_quant_price(lambda, l1_total, n_total);
 	job.block_rows = eq_quant_block_rows(t->k);
 	eq_pool_for(pool, (t->rows + job.block_rows - 1) / job.block_rows,
 		    search_run, &job);

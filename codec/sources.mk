@@ -17,6 +17,8 @@ EQ_CODEC_SOURCES = \
 	codec/archive_scan.c \
 	codec/archive_verify.c \
 	codec/encode.c \
+	codec/encode_device.c \
+	codec/encode_device.h \
 	codec/encode_lossless.c \
 	codec/encode_pass.c \
 	codec/encode_priv.h \
@@ -24,6 +26,7 @@ EQ_CODEC_SOURCES = \
 	codec/encode_sample.c \
 	codec/estimate.c \
 	codec/backend.h \
+	codec/backend_encode.h \
 	codec/backend_cpu.c \
 	codec/backend_simple.c \
 	codec/backend_simple.h \
@@ -41,6 +44,7 @@ EQ_CODEC_SOURCES = \
 	codec/pool.c \
 	codec/quant.c \
 	codec/quant.h \
+	codec/quant_level.h \
 	codec/quant_ops.c \
 	codec/quant_ops.h \
 	codec/quant_rate.c \

@@ -7,6 +7,8 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 
+#include "floats.h"
+
 #define EQ_DEV static __device__ __forceinline__
 #define EQ_UNROLL _Pragma("unroll")
 
@@ -73,8 +75,6 @@ EQ_DEV uint32_t eq_funnel(uint32_t low, uint32_t high, unsigned n)
 }
 
 EQ_DEV float eq_mul(float a, float b) { return __fmul_rn(a, b); }
-EQ_DEV uint32_t eq_float_bits(float f) { return __float_as_uint(f); }
-EQ_DEV float eq_bits_float(uint32_t u) { return __uint_as_float(u); }
 
 /* Two floats, rounded to nearest even; the first one in the low half. */
 EQ_DEV uint32_t eq_pack_bf16(float a, float b)
@@ -118,6 +118,29 @@ EQ_DEV void eq_prefetch(const void *p)
 	asm volatile("prefetch.global.L2 [%0];" :: "l"(__cvta_generic_to_global(p)));
 }
 
+/* n words, in as few loads as there can be; p is aligned to them. */
+EQ_DEV void eq_load(const unsigned char *p, uint32_t *w, const unsigned n)
+{
+	EQ_UNROLL
+	for (unsigned i = 0; i < n; i += 4) {
+		if (n == 1) {
+			w[0] = *(const uint32_t *)p;
+		} else if (n == 2) {
+			uint2 v = *(const uint2 *)p;
+
+			w[0] = v.x;
+			w[1] = v.y;
+		} else {
+			uint4 v = ((const uint4 *)p)[i / 4];
+
+			w[i] = v.x;
+			w[i + 1] = v.y;
+			w[i + 2] = v.z;
+			w[i + 3] = v.w;
+		}
+	}
+}
+
 /* n words, in as few stores as there can be; p is aligned to them. */
 EQ_DEV void eq_store(unsigned char *p, const uint32_t *w, const unsigned n)
 {
@@ -129,6 +152,56 @@ EQ_DEV void eq_store(unsigned char *p, const uint32_t *w, const unsigned n)
 		*(uint4 *)p = make_uint4(w[0], w[1], w[2], w[3]);
 	if (n == 8)
 		*(uint4 *)(p + 16) = make_uint4(w[4], w[5], w[6], w[7]);
+}
+
+/* ---- for encoding ------------------------------------------------------------ */
+
+#define EQ_COUNT(p) atomicAdd(p, 1u)
+#define EQ_TAKE(p) atomicAdd(p, 1u)     /* as it was before */
+#define EQ_ADD64(p, v) atomicAdd((unsigned long long *)(p), (unsigned long long)(v))
+#define EQ_HALF_SUM(v) eq_half_sum(&(v))
+#define EQ_HALF_MAX(v) eq_half_max(&(v))
+#define EQ_WARP_SUM64(v) eq_warp_sum64(v)
+#define EQ_SUM_ABOVE(v) eq_sum_above(&(v))
+
+EQ_DEV uint32_t eq_mulhi(uint32_t a, uint32_t b) { return __umulhi(a, b); }
+
+/* Lane 0 of 16 gets their sum, added up in pairs: lane i and lane i + 8, and so on. */
+EQ_DEV void eq_half_sum(double *v)
+{
+	EQ_UNROLL
+	for (int d = 8; d; d >>= 1)
+		*v = *v + __shfl_down_sync(0xffffffffu, *v, d, 16);
+}
+
+EQ_DEV void eq_half_max(uint32_t *v)
+{
+	EQ_UNROLL
+	for (int d = 8; d; d >>= 1)
+		*v = max(*v, __shfl_xor_sync(0xffffffffu, *v, d));
+}
+
+EQ_DEV int64_t eq_warp_sum64(int64_t v)
+{
+	EQ_UNROLL
+	for (int d = 16; d; d >>= 1)
+		v += __shfl_xor_sync(0xffffffffu, v, d);
+	return v;
+}
+
+/* Each lane gets the sum of what the lanes after it have. */
+EQ_DEV void eq_sum_above(int64_t *v)
+{
+	int lane = threadIdx.x & 31;
+	int64_t own = *v, sum = own;
+
+	EQ_UNROLL
+	for (int d = 1; d < 32; d <<= 1) {
+		int64_t x = __shfl_down_sync(0xffffffffu, sum, d);
+
+		sum += lane + d < 32 ? x : 0;
+	}
+	*v = sum - own;
 }
 
 #endif

@@ -122,7 +122,7 @@ static int gpu_load(const struct eq_gpu_options *o, int device, const struct eq_
 
 	if (!l)
 		return eq_fail(err, -ENOMEM, "GPU: out of memory");
-	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, "cuda", loaded_decode, l };
+	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, "cuda", loaded_decode, l, NULL };
 	l->open = (struct eq_gpu_open){ .device = device, .mem_limit = o->mem_limit,
 					.cpu = eq_backend_cpu(),
 					.log = o->log ? o->log : log_stderr,

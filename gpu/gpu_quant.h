@@ -12,8 +12,8 @@ EQ_DEV float eq_row_scale(const struct eq_gpu_task *t, uint32_t row)
 	const unsigned char *p = t->in + t->part[0].off;
 
 	if (t->scale_f32)
-		return eq_bits_float(((const uint32_t *)(const void *)p)[row]);
-	return eq_bits_float((uint32_t)((const uint16_t *)(const void *)p)[row] << 16);
+		return eq_float_of(((const uint32_t *)(const void *)p)[row]);
+	return eq_float_of((uint32_t)((const uint16_t *)(const void *)p)[row] << 16);
 }
 
 struct eq_row {                 /* the row of the units that a lane is at */
@@ -168,8 +168,8 @@ EQ_DEV int eq_warp_quant(const struct eq_gpu_task *t, unsigned char *shared,
 			for (unsigned i = 0; i < 4; i++) {
 				uint32_t bits = EQ_AT(v.v)[i];
 
-				low[i] = eq_bits_float(pair ? bits << 16 : bits);
-				high[i] = eq_bits_float(bits & 0xffff0000);
+				low[i] = eq_float_of(pair ? bits << 16 : bits);
+				high[i] = eq_float_of(bits & 0xffff0000);
 			}
 			eq_put_quant(t, at, low, EQ_AT(row.scale), dtype);
 			eq_row_next(t, &row, lane, at + step, step);

@@ -12,6 +12,10 @@ EQ_CUDA_FILES = \
 	gpu/gpu_module.cu
 EQ_CUDA_DEPS = \
 	gpu/eqfs-cuda.map \
+	gpu/gpu_enc_quant.h \
+	gpu/gpu_enc_search.h \
+	gpu/gpu_enc_task.h \
+	gpu/gpu_enc_warp.h \
 	gpu/gpu_kernels.cuh \
 	gpu/gpu_lane.cuh \
 	gpu/gpu_module.cuh \

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "eqcodec.h"
+#include "floats.h"
 #include "format.h"
 #include "kernels.h"
 
@@ -89,22 +90,6 @@ static inline float eq_mul(float a, float b)
 	return a * b;
 }
 
-static inline uint32_t eq_float_bits(float f)
-{
-	uint32_t u;
-
-	memcpy(&u, &f, 4);
-	return u;
-}
-
-static inline float eq_bits_float(uint32_t u)
-{
-	float f;
-
-	memcpy(&f, &u, 4);
-	return f;
-}
-
 /* The codec's own rounding: its tables hold value * scale for 256 values, so the
  * conversion of one is remembered. */
 static inline uint32_t eq_round16(float a, bool f16)
@@ -165,6 +150,62 @@ static inline void eq_prefetch(const void *p)
 static inline void eq_store(unsigned char *p, const uint32_t *w, unsigned n)
 {
 	memcpy(p, w, 4 * (size_t)n);
+}
+
+static inline void eq_load(const unsigned char *p, uint32_t *w, unsigned n)
+{
+	memcpy(w, p, 4 * (size_t)n);
+}
+
+/* ---- for encoding ------------------------------------------------------------ */
+
+#define EQ_COUNT(p) ((void)++*(p))
+#define EQ_TAKE(p) ((*(p))++)
+#define EQ_ADD64(p, v) ((void)(*(p) += (v)))
+#define EQ_HALF_SUM(v) eq_half_sum(v)
+#define EQ_HALF_MAX(v) eq_half_max(v)
+#define EQ_WARP_SUM64(v) eq_warp_sum64(v)
+#define EQ_SUM_ABOVE(v) eq_sum_above(v)
+
+static inline uint32_t eq_mulhi(uint32_t a, uint32_t b)
+{
+	return (uint32_t)((uint64_t)a * b >> 32);
+}
+
+static inline void eq_half_sum(double *v)
+{
+	for (unsigned d = 8; d; d /= 2)
+		for (unsigned lane = 0; lane < 32; lane++)
+			if (lane % 16 < d)
+				v[lane] += v[lane + d];
+}
+
+static inline void eq_half_max(uint32_t *v)
+{
+	for (unsigned lane = 0; lane < 32; lane++)
+		if (v[lane] > v[lane & 16])
+			v[lane & 16] = v[lane];
+}
+
+static inline int64_t eq_warp_sum64(const int64_t *v)
+{
+	int64_t sum = 0;
+
+	for (unsigned lane = 0; lane < 32; lane++)
+		sum += v[lane];
+	return sum;
+}
+
+static inline void eq_sum_above(int64_t *v)
+{
+	int64_t above = 0;
+
+	for (unsigned lane = 32; lane-- > 0;) {
+		int64_t own = v[lane];
+
+		v[lane] = above;
+		above += own;
+	}
 }
 
 #endif

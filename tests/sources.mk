@@ -6,6 +6,7 @@ UNIT_TESTS = \
 	tests/unit_coding \
 	tests/unit_gpu \
 	tests/unit_gpu_emul \
+	tests/unit_gpu_encode \
 	tests/unit_gpu_fallback \
 	tests/unit_model \
 	tests/unit_quant \
@@ -58,6 +59,7 @@ TEST_FILES = \
 	tests/codec_util.h \
 	tests/fuzz_util.h \
 	tests/quant_util.h \
+	tests/gpu_enc_host.h \
 	tests/gpu_lane_host.h \
 	tests/gpu_util.h \
 	tests/gen_model.py \

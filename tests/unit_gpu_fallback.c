@@ -95,7 +95,7 @@ static void test_mid_file(void **state)
 	assert_int_equal(pread(in, want, size, 0), size);
 	for (unsigned good = 0; good < 4; good++) {
 		struct failing f = { .good = good };
-		const struct eq_backend be = { EQ_BACKEND_ABI, "failing", failing_decode, &f };
+		const struct eq_backend be = { EQ_BACKEND_ABI, "failing", failing_decode, &f, NULL };
 		struct eq_error err;
 
 		memset(got, 0, size);

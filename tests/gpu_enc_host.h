@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A back end that encodes with the text of the kernels, lane by lane on the host:
+ * what CI has in place of a GPU. Memory that the kernels get has its exact size, so
+ * that a build with AddressSanitizer finds what they would touch out of bounds.
+ */
+#ifndef EQ_GPU_ENC_HOST_H
+#define EQ_GPU_ENC_HOST_H
+
+#include <errno.h>
+
+#include "gpu_lane_host.h"
+#include "codec_util.h"
+#include "gpu_enc_search.h"
+#include "gpu_enc_warp.h"
+
+struct emulated {
+	struct eq_backend be;
+	unsigned calls, fail_at;        /* the call from which on all fail; 0: never */
+	unsigned n_chunks;              /* that were encoded */
+};
+
+static inline void *gpu_memory(size_t n)
+{
+	void *p = aligned_alloc(256, (n + 255) / 256 * 256);
+
+	if (!p)
+		abort();
+	memset(p, 0xa5, (n + 255) / 256 * 256);
+	return p;
+}
+
+static inline int emulated_call(struct emulated *x)
+{
+	return x->fail_at && ++x->calls >= x->fail_at ? -EIO : 0;
+}
+
+/* What the kernels do with one chunk, whose units (or symbols) are copied to memory of
+ * their exact size. */
+static inline void emulate_chunk(struct eq_encode_job *job, const unsigned char *units)
+{
+	unsigned n = eq_enc_tasks(job->plan), unit = eq_enc_unit(job->plan);
+	unsigned char *made = gpu_memory(eq_enc_bound(job)), *exact;
+	struct eq_gpu_enc_task task[8];
+	struct eq_gpu_enc_done done[8];
+	struct eq_encode_table shared;
+
+	exact = malloc((size_t)job->n_units * unit);
+	if (!exact)
+		abort();
+	memcpy(exact, units, (size_t)job->n_units * unit);
+	memset(done, 0xa5, sizeof(done));
+	for (unsigned i = 0; i < n; i++) {
+		const struct eq_encode_part *p = &job->part[i];
+		struct eq_gpu_enc_task *t = &task[i];
+
+		eq_enc_task(job, i, t);
+		t->units = exact;
+		t->out = made;
+		t->done = &done[i];
+		if (!eq_enc_coded(p->kind)) {
+			eq_warp_plain(t, unit);
+			continue;
+		}
+		t->table = &job->plan->table[p->arg];
+		t->spare = p->spare == EQ_NO_TABLE ? NULL : &job->plan->table[p->spare];
+		t->work = must_alloc(eq_enc_work(job->n_units, p->kind == EQ_PART_PAIR));
+		eq_warp_encode(t, &shared, unit, p->kind == EQ_PART_PAIR);
+	}
+	for (unsigned i = 0; i < n; i++)
+		for (unsigned warp = 3; warp-- > 0;)
+			eq_warp_place(&task[i], unit, warp, 3);
+	eq_enc_finish(job, done, made);
+	for (unsigned i = 0; i < n; i++)
+		free(task[i].work);
+	free(exact);
+	free(made);
+}
+
+static inline int emulated_encode(void *ctx, struct eq_encode_job *jobs, size_t n)
+{
+	struct emulated *x = ctx;
+	int rc = emulated_call(x);
+
+	for (size_t i = 0; i < n && !rc; i++) {
+		emulate_chunk(&jobs[i], jobs[i].units);
+		x->n_chunks++;
+	}
+	return rc;
+}
+
+/* ---- quantising ---------------------------------------------------------------- */
+
+struct emulated_quantiser {
+	struct eq_quantiser pub;        /* the first */
+	struct emulated *x;
+	const void *units;
+	int dtype;
+	struct eq_gpu_rows r;
+	uint32_t n_outliers;
+};
+
+static inline void emulated_close(struct eq_quantiser *q)
+{
+	struct emulated_quantiser *e = (void *)q;
+
+	free(e->r.units);
+	free(e->r.symbols);
+	free(e->r.sum);
+	free(e->r.top);
+	free(e->r.scale);
+	free(e);
+}
+
+static inline int emulated_norm(struct eq_quantiser *q, double *sum, bool *finite)
+{
+	struct emulated_quantiser *e = (void *)q;
+
+	memcpy(e->r.units, e->units, e->r.rows * e->r.k * (e->dtype == EQ_F32 ? 4 : 2));
+	for (uint64_t w = 0; 2 * w < e->r.rows; w++)
+		eq_warp_norm(&e->r, w, e->dtype);
+	*finite = true;
+	for (uint64_t i = 0; i < e->r.rows; i++) {
+		sum[i] = e->r.sum[i];
+		*finite &= e->r.top[i] < 0x7f800000;
+	}
+	return emulated_call(e->x);
+}
+
+static inline int emulated_search(struct eq_quantiser *q, const struct eq_quant_format *f, double nu,
+				  uint16_t *scale)
+{
+	struct emulated_quantiser *e = (void *)q;
+	struct eq_row_shared *m = gpu_memory(sizeof(*m));
+
+	e->r.format = f;
+	e->r.nu = nu;
+	for (uint64_t i = 0; i < e->r.rows; i++)
+		eq_warp_search(&e->r, i, m, e->dtype, f->top == 126);
+	memcpy(scale, e->r.scale, e->r.rows * sizeof(*scale));
+	free(m);
+	return emulated_call(e->x);
+}
+
+static inline int emulated_apply(struct eq_quantiser *q, const struct eq_quant_format *f,
+				 const uint16_t *scale, struct eq_quantised *out)
+{
+	struct emulated_quantiser *e = (void *)q;
+	uint64_t n = e->r.rows * e->r.k;
+	uint32_t hist[256] = { 0 };
+
+	e->r.n_outliers = &e->n_outliers;
+	e->r.max_outliers = (uint32_t)out->room;
+	e->r.outlier = out->outlier;
+	e->r.sums = out->sums;
+	memcpy(e->r.scale, scale, e->r.rows * sizeof(*scale));
+	for (uint64_t w = 0; 2 * w < e->r.rows; w++)
+		eq_warp_quantise(&e->r, w, e->dtype, f->top == 126);
+	if (e->n_outliers > out->room)
+		return -ENOSPC;
+	for (unsigned w = 0; w < 2; w++)
+		eq_warp_hist(e->r.symbols, n, hist, w, 2);
+	for (unsigned s = 0; s < 256; s++)
+		out->hist[s] = hist[s];
+	out->n_outliers = e->n_outliers;
+	memcpy(out->recon, e->r.units, n * (e->dtype == EQ_F32 ? 4 : 2));
+	return emulated_call(e->x);
+}
+
+static inline int emulated_symbols(struct eq_quantiser *q, struct eq_encode_job *jobs, size_t n)
+{
+	struct emulated_quantiser *e = (void *)q;
+	int rc = emulated_call(e->x);
+
+	for (size_t i = 0; i < n && !rc; i++) {
+		emulate_chunk(&jobs[i], e->r.symbols + jobs[i].first_unit);
+		e->x->n_chunks++;
+	}
+	return rc;
+}
+
+static inline int emulated_quantiser(void *ctx, const struct eq_quantiser_tensor *t,
+				     struct eq_quantiser **out)
+{
+	static const struct eq_quantiser_ops ops = {
+		.close = emulated_close, .norm = emulated_norm, .search = emulated_search,
+		.apply = emulated_apply, .encode = emulated_symbols,
+	};
+	struct emulated_quantiser *e = must_alloc(sizeof(*e));
+	size_t n = t->rows * t->k;
+
+	memset(e, 0, sizeof(*e));
+	e->pub.ops = &ops;
+	e->x = ctx;
+	e->units = t->units;
+	e->dtype = t->dtype;
+	e->r.rows = t->rows;
+	e->r.k = t->k;
+	e->r.units = must_alloc(n * (t->dtype == EQ_F32 ? 4 : 2));
+	e->r.symbols = must_alloc(n);
+	e->r.sum = must_alloc(t->rows * sizeof(double));
+	e->r.top = must_alloc(t->rows * sizeof(uint32_t));
+	e->r.scale = must_alloc(t->rows * sizeof(uint16_t));
+	*out = &e->pub;
+	return 0;
+}
+
+static const struct eq_backend_encoder emulated_encoder = { emulated_encode, emulated_quantiser };
+
+/* It decodes as the CPU does. */
+static inline void emulated_init(struct emulated *x, unsigned fail_at)
+{
+	*x = (struct emulated){ .be = *eq_backend_cpu(), .fail_at = fail_at };
+	x->be.name = "emulated";
+	x->be.ctx = x;
+	x->be.encoder = &emulated_encoder;
+}
+
+#endif
