@@ -3,14 +3,18 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/uio.h>
+#include <unistd.h>
 #include <xxhash.h>
 #include <zstd.h>
 
 #include "archive_priv.h"
 
 #define PREFIX_LEVEL 9
+#define WRITE_CHUNKS 256       /* at once */
 
 struct bytes {
 	uint8_t *p;
@@ -20,6 +24,7 @@ struct bytes {
 struct eq_build {
 	int fd;
 	uint64_t pos;           /* end of what is written */
+	uint64_t before;        /* and of that before the current tensor */
 	uint64_t cost;          /* of the last tensor */
 	uint32_t n_tensors;
 	struct bytes records;   /* finished ones */
@@ -84,6 +89,7 @@ void eq_build_free(struct eq_build *b)
 void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t)
 {
 	b->tensor = t;
+	b->before = b->pos;
 	b->chunks.len = 0;
 	b->rec = (struct eq_disk_tensor){
 		.name_len = t->name_len, .n_bytes = t->end - t->begin, .dtype = t->dtype,
@@ -91,30 +97,78 @@ void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t)
 	};
 }
 
+int eq_build_restart(struct eq_build *b)
+{
+	b->pos = b->before;
+	eq_build_tensor(b, b->tensor);
+	/* The gap behind what stays must read as zero. */
+	return ftruncate(b->fd, (off_t)b->pos) ? -errno : 0;
+}
+
 struct eq_disk_tensor *eq_build_record(struct eq_build *b)
 {
 	return &b->rec;
 }
 
-int eq_build_chunk(struct eq_build *b, const void *data, uint32_t len)
+/* Chunks as the vectors of one write, the bytes between them included. */
+static int write_chunks(int fd, const struct eq_built *c, size_t n, uint64_t at)
 {
-	struct eq_disk_chunk *c = (void *)bytes_grow(&b->chunks, sizeof(*c));
-	uint64_t at;
-	int rc;
+	static const uint8_t zero[EQ_PART_ALIGN];
+	struct iovec v[2 * WRITE_CHUNKS];
+	size_t len = 0, i, m = 0;
+	ssize_t done;
 
-	if (!c)
-		return -ENOMEM;
-	if (b->rec.n_chunks == 0)
-		b->rec.payload_off = eq_align(b->pos, EQ_PAYLOAD_ALIGN);
-	at = b->rec.payload_off + eq_align(b->rec.payload_len, EQ_PART_ALIGN);
-	rc = eq_write_full(b->fd, data, len, at); /* gaps read as zero */
-	if (rc)
-		return rc;
-	c->len = len;
-	c->xxh3 = XXH3_64bits(data, len);
-	b->rec.n_chunks++;
-	b->rec.payload_len = at + len - b->rec.payload_off;
-	b->pos = at + len;
+	for (i = 0; i < n; i++) {
+		v[m++] = (struct iovec){ (void *)(uintptr_t)c[i].data, c[i].len };
+		v[m++] = (struct iovec){ (void *)(uintptr_t)zero,
+					 eq_align(c[i].len, EQ_PART_ALIGN) - c[i].len };
+		len += v[m - 2].iov_len + v[m - 1].iov_len;
+	}
+	m--; /* nothing behind the last one */
+	len -= v[m].iov_len;
+	done = pwritev(fd, v, (int)m, (off_t)at);
+	if (done < 0 && errno != EINTR)
+		return -errno;
+	if (done == (ssize_t)len)
+		return 0;
+	for (i = 0; i < m; at += v[i++].iov_len) { /* interrupted, or no room */
+		int rc = eq_write_full(fd, v[i].iov_base, v[i].iov_len, at);
+
+		if (rc)
+			return rc;
+	}
+	return 0;
+}
+
+int eq_build_chunks(struct eq_build *b, const struct eq_built *c, size_t n)
+{
+	for (; n; ) {
+		size_t now = n < WRITE_CHUNKS ? n : WRITE_CHUNKS, i;
+		uint64_t at, begin;
+		int rc;
+
+		if (b->rec.n_chunks == 0)
+			b->rec.payload_off = eq_align(b->pos, EQ_PAYLOAD_ALIGN);
+		begin = at = b->rec.payload_off + eq_align(b->rec.payload_len, EQ_PART_ALIGN);
+		rc = write_chunks(b->fd, c, now, at); /* gaps read as zero */
+		if (rc)
+			return rc;
+		for (i = 0; i < now; i++) {
+			struct eq_disk_chunk *d = (void *)bytes_grow(&b->chunks, sizeof(*d));
+
+			if (!d)
+				return -ENOMEM;
+			*d = (struct eq_disk_chunk){ .len = c[i].len, .xxh3 = c[i].xxh3 };
+			at = eq_align(at, EQ_PART_ALIGN) + c[i].len;
+		}
+		b->rec.n_chunks += (uint32_t)now;
+		b->rec.payload_len = at - b->rec.payload_off;
+		b->pos = at;
+		/* Begin to store what will have to be synced in the end. */
+		sync_file_range(b->fd, (off_t)begin, (off_t)(at - begin), SYNC_FILE_RANGE_WRITE);
+		c += now;
+		n -= now;
+	}
 	return 0;
 }
 

@@ -108,8 +108,15 @@ int eq_build_create(int fd, struct eq_build **out);
 void eq_build_free(struct eq_build *b);
 /* Begin a tensor's payload (aligned); chunks follow in order. */
 void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t);
-/* Append a chunk to the current tensor: written at once, hashed. */
-int eq_build_chunk(struct eq_build *b, const void *data, uint32_t len);
+/* Append n chunks to the current tensor: written at once. */
+struct eq_built {
+	const void *data;
+	uint32_t len;
+	uint64_t xxh3;
+};
+int eq_build_chunks(struct eq_build *b, const struct eq_built *c, size_t n);
+/* Take back all that was written of the current tensor. */
+int eq_build_restart(struct eq_build *b);
 /* The record of the current tensor, for the encoder to fill what it knows. */
 struct eq_disk_tensor *eq_build_record(struct eq_build *b);
 /* End the current tensor; params as the record's param_len says. */

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "coding.h"
+#include "coding_tables.h"
 #include "eqcodec.h"
 #include "rans.h"
 
@@ -11,6 +12,8 @@
 /* Escapes of a part PAIR, at most this share of its bytes: beyond it coding by
  * pairs was a mistake, and the part is stored as it is. */
 #define ESCAPES_MAX(n) ((n) / 16)
+#define NEAR_BELOW 4
+#define NEAR_ABOVE 2
 
 static size_t round_up(size_t n, size_t to)
 {
@@ -26,7 +29,7 @@ void eq_hist_planes(unsigned unit, unsigned transform, const void *units,
 		    size_t n, uint64_t (*hist)[256])
 {
 	const struct eq_kernels *k = eq_kernels_get();
-	uint8_t buf[8][1024], *plane[8];
+	uint8_t buf[8][4096], *plane[8];
 	const uint8_t *p = units;
 
 	if (unit == 1) {
@@ -53,12 +56,25 @@ void eq_hist_planes(unsigned unit, unsigned transform, const void *units,
 struct choice {
 	uint64_t total;         /* symbols in the histogram */
 	unsigned present, first;
+	bool also[256];         /* symbols to expect: the present and near ones */
 	uint64_t single, pair;  /* bits; UINT64_MAX if it cannot be */
-	struct eq_freq freq[2]; /* single, pair */
+	struct eq_freq pairs;
 };
 
-static void choice_make(struct choice *ch, const uint64_t hist[256])
+/* What a sample shows goes on a little: the rarest exponents of a tensor lie
+ * below and above those of its sample. */
+static void expect_near(struct choice *ch, const uint64_t hist[256])
 {
+	for (unsigned s = 0; s < 256; s++)
+		for (unsigned near = s < NEAR_ABOVE ? 0 : s - NEAR_ABOVE;
+		     near <= s + NEAR_BELOW && near < 256; near++)
+			ch->also[s] |= hist[near] > 0;
+}
+
+static void choice_make(struct choice *ch, const uint64_t hist[256], bool sampled)
+{
+	uint16_t f[256];
+
 	memset(ch, 0, sizeof(*ch));
 	ch->single = ch->pair = UINT64_MAX;
 	for (unsigned s = 256; s-- > 0;) {
@@ -67,16 +83,18 @@ static void choice_make(struct choice *ch, const uint64_t hist[256])
 		ch->total += hist[s];
 		ch->present++;
 		ch->first = s;
+		ch->also[s] = true;
 	}
 	if (ch->present < 2)
 		return;
-	ch->freq[0].mode = EQ_TABLE_SINGLE;
-	eq_freq_fit(hist, ch->freq[0].f);
-	ch->single = eq_freq_bits(hist, ch->freq[0].f);
+	if (sampled)
+		expect_near(ch, hist);
+	eq_freq_fit(hist, f);
+	ch->single = eq_freq_bits(hist, f);
 	/* Less than 1% is not worth decoding a plane for. */
 	if (ch->single / 99 > ch->total * 8 / 100)
 		ch->single = UINT64_MAX;
-	else if (eq_freq_fit_pair(hist, &ch->freq[1], &ch->pair))
+	else if (eq_freq_fit_pair(hist, &ch->pairs, &ch->pair))
 		ch->pair = UINT64_MAX;
 }
 
@@ -88,15 +106,40 @@ static uint64_t choice_bits(const struct choice *ch)
 	return ch->single == UINT64_MAX ? 8 * ch->total : ch->single;
 }
 
-/* Settle part i of c; tensor_bits is what the whole tensor takes without pairs,
- * on the scale of the histogram. */
-static void choice_take(struct eq_coding *c, unsigned i,
-			const struct choice *ch, uint64_t tensor_bits)
+static unsigned add_table(struct eq_coding *c, const struct eq_freq *freq)
+{
+	c->freq[c->n_freq] = *freq;
+	eq_freq_enc(freq->f, &c->enc[c->n_freq]);
+	return c->n_freq++;
+}
+
+/* Bits of an histogram of a sample are scaled up to bytes of all units. */
+static void add_size(struct eq_coding *c, const struct choice *ch, uint64_t bits)
 {
 	uint64_t n_chunks = (c->n_units - 1) / c->chunk_units + 1;
-	uint64_t bits = choice_bits(ch);
-	unsigned pair;
 
+	/* 8: half of the padding. */
+	c->size += (uint64_t)((double)bits / 8 * (double)c->n_units / (double)ch->total) +
+		   n_chunks * (128 + 8);
+}
+
+/* Pairs decode twice as fast, which is worth half a percent. */
+static bool pairs_pay(const struct choice *ch, uint64_t bits, uint64_t tensor_bits)
+{
+	return ch->pair != UINT64_MAX &&
+	       (ch->pair <= bits || ch->pair - bits <= tensor_bits / 200);
+}
+
+/* Settle part i of c; tensor_bits is what the whole tensor takes without pairs,
+ * on the scale of the histogram. */
+static void choice_take(struct eq_coding *c, unsigned i, const struct choice *ch,
+			uint64_t tensor_bits, const struct eq_run_hist *h)
+{
+	double share = (double)ch->total / (double)c->n_units;
+	unsigned first = c->n_freq, n;
+	uint64_t bits;
+
+	c->part[i].spare = EQ_NO_TABLE;
 	if (ch->present == 1) {
 		c->part[i].kind = EQ_PART_CONST;
 		c->part[i].arg = (uint8_t)ch->first;
@@ -107,20 +150,31 @@ static void choice_take(struct eq_coding *c, unsigned i,
 		c->size += c->n_units;
 		return;
 	}
-	/* Pairs decode twice as fast, which is worth half a percent. */
-	pair = ch->pair != UINT64_MAX &&
-	       (ch->pair <= bits || (ch->pair - bits) <= tensor_bits / 200);
-	if (pair)
-		bits = ch->pair;
-	c->part[i].kind = pair ? EQ_PART_PAIR : EQ_PART_RANS;
-	c->part[i].arg = (uint8_t)c->n_freq;
-	c->freq[c->n_freq] = ch->freq[pair];
-	eq_freq_enc(ch->freq[pair].f, &c->enc[c->n_freq]);
-	c->n_freq++;
-	/* A histogram of a sample is scaled up. 8: half of the padding. */
-	c->size += (uint64_t)((double)bits / 8 * (double)c->n_units /
-			      (double)ch->total) +
-		   n_chunks * (128 + 8);
+	n = eq_tables_choose(h, ch->also, share, &c->freq[first], c->table[i], &bits);
+	if (pairs_pay(ch, bits, tensor_bits)) {
+		c->part[i].kind = EQ_PART_PAIR;
+		c->part[i].arg = (uint8_t)add_table(c, &ch->pairs);
+		add_size(c, ch, ch->pair);
+		return;
+	}
+	c->part[i].kind = EQ_PART_RANS;
+	for (unsigned r = 0; r < h->n; r++)
+		c->table[i][r] = (uint8_t)(c->table[i][r] + first);
+	for (; c->n_freq < first + n; c->n_freq++)
+		eq_freq_enc(c->freq[c->n_freq].f, &c->enc[c->n_freq]);
+	add_size(c, ch, bits);
+}
+
+/* A table with all symbols for what the sample did not show. */
+static void add_spare(struct eq_coding *c, unsigned i, const uint64_t hist[256])
+{
+	struct eq_freq freq = { .mode = EQ_TABLE_SINGLE };
+	uint64_t all[256];
+
+	for (unsigned s = 0; s < 256; s++)
+		all[s] = hist[s] + 1;
+	eq_freq_fit(all, freq.f);
+	c->part[i].spare = (uint8_t)add_table(c, &freq);
 }
 
 static void coding_init(struct eq_coding *c, enum eq_codec_id codec,
@@ -131,27 +185,48 @@ static void coding_init(struct eq_coding *c, enum eq_codec_id codec,
 	c->unit = (uint8_t)unit;
 	c->n_units = n_units;
 	c->chunk_units = chunk_units;
+	c->run_chunks = UINT32_MAX;
 	for (unsigned s = 0; s < 256; s++)
 		c->value[s] = NAN;
+}
+
+void eq_coding_runs(struct eq_coding *c, unsigned unit, unsigned transform,
+		    uint64_t n_units, uint32_t chunk_units,
+		    const struct eq_plane_hist *h)
+{
+	uint64_t bits = 0, all[8][256] = { { 0 } };
+	struct choice ch[8];
+
+	coding_init(c, EQ_CODEC_PLANES, unit, n_units, chunk_units);
+	c->transform = (uint8_t)transform;
+	c->n_parts = (uint8_t)unit;
+	c->run_chunks = h->run_chunks;
+	c->sampled = h->sampled;
+	for (unsigned i = 0; i < h->n_runs * unit; i++)
+		for (unsigned s = 0; s < 256; s++)
+			all[i % unit][s] += h->hist[i][s];
+	for (unsigned i = 0; i < unit; i++) {
+		choice_make(&ch[i], all[i], h->sampled);
+		bits += choice_bits(&ch[i]);
+	}
+	for (unsigned i = 0; i < unit; i++) {
+		const struct eq_run_hist of = { h->hist + i, unit, h->n_runs };
+
+		choice_take(c, i, &ch[i], bits, &of);
+	}
+	for (unsigned i = 0; i < unit; i++)
+		if (h->sampled && c->part[i].kind == EQ_PART_RANS)
+			add_spare(c, i, all[i]);
+	c->size += ((n_units - 1) / chunk_units + 1) * HEAD * c->n_parts;
 }
 
 void eq_coding_planes(struct eq_coding *c, unsigned unit, unsigned transform,
 		      uint64_t n_units, uint32_t chunk_units,
 		      const uint64_t (*hist)[256])
 {
-	struct choice ch[8];
-	uint64_t bits = 0;
+	const struct eq_plane_hist h = { .hist = hist, .n_runs = 1, .run_chunks = UINT32_MAX };
 
-	coding_init(c, EQ_CODEC_PLANES, unit, n_units, chunk_units);
-	c->transform = (uint8_t)transform;
-	c->n_parts = (uint8_t)unit;
-	for (unsigned i = 0; i < unit; i++) {
-		choice_make(&ch[i], hist[i]);
-		bits += choice_bits(&ch[i]);
-	}
-	for (unsigned i = 0; i < unit; i++)
-		choice_take(c, i, &ch[i], bits);
-	c->size += ((n_units - 1) / chunk_units + 1) * HEAD * c->n_parts;
+	eq_coding_runs(c, unit, transform, n_units, chunk_units, &h);
 }
 
 /* The symbols are part 1; parts 0 and 2 are as the format says. */
@@ -160,6 +235,7 @@ void eq_coding_quant(struct eq_coding *c, unsigned unit, unsigned scale_dtype,
 		     const uint64_t hist[256], const float value[256],
 		     uint64_t n_outliers)
 {
+	const struct eq_run_hist h = { .hist = (const uint64_t(*)[256])hist, .n = 1 };
 	uint64_t n_chunks = (n_units - 1) / chunk_units + 1;
 	uint64_t n_scales = n_units / row_units;
 	struct choice ch;
@@ -172,8 +248,8 @@ void eq_coding_quant(struct eq_coding *c, unsigned unit, unsigned scale_dtype,
 	for (unsigned s = 0; s < 256; s++)
 		if (hist[s])
 			c->value[s] = value[s];
-	choice_make(&ch, hist);
-	choice_take(c, 1, &ch, choice_bits(&ch));
+	choice_make(&ch, hist, false);
+	choice_take(c, 1, &ch, choice_bits(&ch), &h);
 	/* A row that a chunk boundary cuts has its scale in both chunks. */
 	if (chunk_units % row_units)
 		n_scales += n_chunks;
@@ -201,7 +277,7 @@ size_t eq_params_write(const struct eq_coding *c, uint8_t *out)
 
 size_t eq_chunk_bound(const struct eq_coding *c, size_t n_outliers)
 {
-	size_t n = c->chunk_units, size;
+	size_t n = c->n_units < c->chunk_units ? c->n_units : c->chunk_units, size;
 
 	size = c->n_parts * (HEAD + eq_rans_bound(n) + 4 * ESCAPES_MAX(n) +
 			     EQ_PART_ALIGN);
@@ -223,6 +299,7 @@ size_t eq_chunk_scratch(const struct eq_coding *c)
 struct chunk {
 	const struct eq_kernels *k;
 	const struct eq_coding *c;
+	uint32_t number;
 	uint8_t *out;
 	size_t pos;             /* where the next part goes, a multiple of 16 */
 	unsigned n_parts;
@@ -300,12 +377,27 @@ static size_t part_pair(struct chunk *ch, unsigned arg, const uint8_t *sym,
 	return size + 4 * n_esc;
 }
 
+/* The same; with the spare table if there are symbols that the run's has not. */
+static size_t part_rans(struct chunk *ch, unsigned i, const uint8_t *sym,
+			size_t n, struct eq_disk_part *head)
+{
+	const struct eq_coding *c = ch->c;
+	uint8_t *out = ch->out + ch->pos;
+	size_t size;
+
+	size = eq_rans_write(ch->k, &c->enc[head->arg], sym, n, out, &head->n_words);
+	if (size || c->part[i].spare == EQ_NO_TABLE)
+		return size;
+	head->arg = c->part[i].spare;
+	return eq_rans_write(ch->k, &c->enc[head->arg], sym, n, out, &head->n_words);
+}
+
 /* n bytes as part i of the coding, or as something simpler. */
 static void part_symbols(struct chunk *ch, unsigned i, const uint8_t *sym,
 			 size_t n)
 {
 	struct eq_disk_part head = { .kind = ch->c->part[i].kind,
-				     .arg = ch->c->part[i].arg };
+				     .arg = eq_coding_arg(ch->c, i, ch->number) };
 	const struct eq_disk_part raw = { .kind = EQ_PART_RAW };
 	size_t size = 0;
 
@@ -316,8 +408,7 @@ static void part_symbols(struct chunk *ch, unsigned i, const uint8_t *sym,
 		return;
 	}
 	if (head.kind == EQ_PART_RANS)
-		size = eq_rans_write(ch->k, &ch->c->enc[head.arg], sym, n,
-				     ch->out + ch->pos, &head.n_words);
+		size = part_rans(ch, i, sym, n, &head);
 	else if (head.kind == EQ_PART_PAIR)
 		size = part_pair(ch, head.arg, sym, n, &head);
 	if (size && size < n)
@@ -327,24 +418,26 @@ static void part_symbols(struct chunk *ch, unsigned i, const uint8_t *sym,
 }
 
 static void chunk_init(struct chunk *ch, const struct eq_coding *c,
-		       uint8_t *out, uint8_t *scratch)
+		       uint32_t chunk, uint8_t *out, uint8_t *scratch)
 {
 	ch->k = eq_kernels_get();
 	ch->c = c;
+	ch->number = chunk;
 	ch->out = out;
 	ch->pos = c->n_parts * HEAD;
 	ch->n_parts = 0;
 	ch->scratch = scratch;
 }
 
-size_t eq_chunk_encode_planes(const struct eq_coding *c, const void *units,
-			      uint32_t n, uint8_t *out, uint8_t *scratch)
+size_t eq_chunk_encode_planes(const struct eq_coding *c, uint32_t chunk,
+			      const void *units, uint32_t n, uint8_t *out,
+			      uint8_t *scratch)
 {
 	size_t stride = round_up(c->chunk_units, 128);
 	uint8_t *plane[8];
 	struct chunk ch;
 
-	chunk_init(&ch, c, out, scratch + c->unit * stride);
+	chunk_init(&ch, c, chunk, out, scratch + c->unit * stride);
 	if (c->unit == 1) {
 		part_symbols(&ch, 0, units, n);
 		return ch.pos;
@@ -359,6 +452,19 @@ size_t eq_chunk_encode_planes(const struct eq_coding *c, const void *units,
 	return ch.pos;
 }
 
+unsigned eq_chunk_tables(const struct eq_coding *c, const uint8_t *chunk)
+{
+	struct eq_disk_part head;
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < c->n_parts; i++) {
+		memcpy(&head, chunk + i * HEAD, sizeof(head));
+		if ((head.kind == EQ_PART_RANS || head.kind == EQ_PART_PAIR) && head.arg >= n)
+			n = head.arg + 1u;
+	}
+	return n;
+}
+
 size_t eq_chunk_encode_quant(const struct eq_coding *c, const uint8_t *sym,
 			     uint32_t n, const void *scales, size_t scale_bytes,
 			     const struct eq_disk_outlier *outliers,
@@ -367,7 +473,7 @@ size_t eq_chunk_encode_quant(const struct eq_coding *c, const uint8_t *sym,
 	struct eq_disk_part head = { .kind = EQ_PART_RAW };
 	struct chunk ch;
 
-	chunk_init(&ch, c, out, scratch);
+	chunk_init(&ch, c, 0, out, scratch);
 	part_copy(&ch, head, scales, scale_bytes);
 	part_symbols(&ch, 1, sym, n);
 	head.kind = n_outliers ? EQ_PART_OUTLIERS : EQ_PART_EMPTY;

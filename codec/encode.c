@@ -78,18 +78,26 @@ void eq_encoder_fini(struct eq_encoder *e)
 	free(e->out);
 }
 
+static bool to_quantise(const struct eq_encoder *e, const struct eq_st_tensor *t)
+{
+	return t->begin < t->end && eq_policy_lossy(e->policy) && eq_policy_selects(e->policy, t);
+}
+
 static int encode_tensors(struct eq_encoder *e)
 {
-	const struct eq_st_tensor *t;
-	size_t i;
+	const struct eq_st_tensor *t = e->st->tensors;
+	size_t i, end;
 	int rc = 0;
 
-	for (i = 0; i < e->st->n_tensors && !rc; i++) {
-		t = &e->st->tensors[i];
-		if (eq_policy_lossy(e->policy) && eq_policy_selects(e->policy, t))
-			rc = eq_encode_quant(e, t);
-		else
-			rc = eq_encode_lossless(e, t, NULL, 0);
+	for (i = 0; i < e->st->n_tensors && !rc; i = end) {
+		end = i + 1;
+		if (to_quantise(e, &t[i])) {
+			rc = eq_encode_quant(e, &t[i]);
+			continue;
+		}
+		while (end < e->st->n_tensors && !to_quantise(e, &t[end]))
+			end++;
+		rc = eq_encode_stream(e, &t[i], end - i);
 	}
 	return rc;
 }

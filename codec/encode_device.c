@@ -38,8 +38,10 @@ void eq_device_parts(const struct eq_coding *c, uint32_t chunk, struct eq_encode
 {
 	unsigned first = c->codec == EQ_CODEC_QUANT, n = first ? 1 : c->n_parts, i;
 
-	(void)chunk;
-	for (i = 0; i < n; i++)
-		part[i] = (struct eq_encode_part){ c->part[first + i].kind, c->part[first + i].arg,
-						   EQ_NO_TABLE };
+	for (i = 0; i < n; i++) {
+		unsigned p = first + i;
+
+		part[i] = (struct eq_encode_part){ c->part[p].kind, eq_coding_arg(c, p, chunk),
+						   c->part[p].spare };
+	}
 }

@@ -49,7 +49,7 @@ struct emit {
 	uint32_t n_chunks, group;
 	size_t slot;            /* bytes of a slot */
 	uint8_t *base;          /* 2 * group slots, of groups in turn */
-	uint32_t *len;          /* of what each slot holds */
+	struct eq_built *built; /* of each slot */
 };
 
 static size_t slot_of(const struct emit *x, uint32_t chunk)
@@ -62,8 +62,11 @@ static void emit_each(void *arg, uint32_t chunk)
 	struct emit *x = arg;
 	size_t i = slot_of(x, chunk);
 	uint8_t *out = x->base + i * x->slot;
+	struct eq_built *b = &x->built[i];
 
-	x->len[i] = (uint32_t)x->m->encode(x->m->arg, chunk, out, out + eq_align(x->m->bound, 64));
+	b->data = out;
+	b->len = (uint32_t)x->m->encode(x->m->arg, chunk, out, out + eq_align(x->m->bound, 64));
+	b->xxh3 = XXH3_64bits(out, b->len);
 }
 
 /* Serial: write the group before g. */
@@ -71,20 +74,16 @@ static int emit_write(void *arg, uint32_t g)
 {
 	struct emit *x = arg;
 	uint64_t bytes = eq_chunk_bytes_of(x->m->t), left;
-	uint32_t chunk, end;
-	int rc = 0;
+	uint32_t chunk, n;
+	int rc;
 
 	if (g == 0)
 		return 0;
 	chunk = (g - 1) * x->group;
-	end = x->n_chunks - chunk < x->group ? x->n_chunks : chunk + x->group;
-	for (; chunk < end && !rc; chunk++) {
-		size_t i = slot_of(x, chunk);
-
-		rc = x->len[i] ? eq_build_chunk(x->e->build, x->base + i * x->slot, x->len[i]) : -ENOMEM;
-		left = x->m->t->end - x->m->t->begin - chunk * bytes;
-		x->e->done += left < bytes ? left : bytes;
-	}
+	n = x->n_chunks - chunk < x->group ? x->n_chunks - chunk : x->group;
+	rc = eq_build_chunks(x->e->build, &x->built[slot_of(x, chunk)], n);
+	left = x->m->t->end - x->m->t->begin - chunk * bytes;
+	x->e->done += left < n * bytes ? left : n * bytes;
 	return rc;
 }
 
@@ -117,8 +116,8 @@ int eq_emit_run(struct eq_encoder *e, const struct eq_emit *m)
 	x.slot = eq_align(m->bound, 64) + eq_align(m->scratch, 64);
 	rc = eq_buffer_reserve(&e->out, &e->out_size, 2 * x.group * x.slot);
 	x.base = e->out;
-	x.len = calloc(2 * x.group, sizeof(x.len[0]));
-	if (!rc && !x.len)
+	x.built = calloc(2 * x.group, sizeof(x.built[0]));
+	if (!rc && !x.built)
 		rc = -ENOMEM;
 	if (!rc)
 		rc = eq_pass_run(e, &p);
@@ -126,6 +125,6 @@ int eq_emit_run(struct eq_encoder *e, const struct eq_emit *m)
 		rc = emit_write(&x, (x.n_chunks + x.group - 1) / x.group);
 	if (!rc)
 		rc = eq_encode_progress(e);
-	free(x.len);
+	free(x.built);
 	return rc ? eq_encode_fail(e, rc) : 0;
 }

@@ -4,6 +4,7 @@
 #define EQ_ENCODE_PRIV_H
 
 #include <openssl/evp.h>
+#include <stdatomic.h>
 #include <sys/stat.h>
 
 #include "archive_priv.h"
@@ -13,6 +14,7 @@
 #define EQ_CHUNK_UNITS 131072u
 #define EQ_GROUP_BYTES (UINT64_C(16) << 20)     /* input handled at once */
 #define EQ_MAX_SERIAL 4
+#define EQ_SCRATCH_BYTES (9u * EQ_CHUNK_UNITS)  /* for a chunk of any coding */
 
 struct eq_encoder {
 	int fd;
@@ -25,11 +27,11 @@ struct eq_encoder {
 	uint8_t *prefix;
 	struct eq_build *build;
 	EVP_MD_CTX *sha;
-	struct eq_coding *coding;       /* of the current tensor */
+	struct eq_coding *coding;       /* of a quantised tensor */
 	double lambda;
 	uint64_t done;          /* input bytes encoded */
 	/* Reused from tensor to tensor. */
-	uint8_t *keep;          /* a whole tensor, or two groups of one */
+	uint8_t *keep;          /* a tensor to be quantised, or two groups of one */
 	size_t keep_size;
 	uint8_t *out;           /* two groups of output slots */
 	size_t out_size;
@@ -48,6 +50,13 @@ int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size);
 /* Tell of progress; -ECANCELED if it is to end. */
 int eq_encode_progress(struct eq_encoder *e);
 uint8_t eq_transform_of(int dtype);
+static inline void eq_atomic_max(atomic_uint *a, unsigned v)
+{
+	unsigned old = atomic_load_explicit(a, memory_order_relaxed);
+
+	while (old < v && !atomic_compare_exchange_weak(a, &old, v))
+		;
+}
 /* Bytes of a full chunk of the tensor. */
 static inline uint64_t eq_chunk_bytes_of(const struct eq_st_tensor *t)
 {
@@ -85,11 +94,48 @@ struct eq_emit {
 int eq_emit_run(struct eq_encoder *e, const struct eq_emit *m);
 
 /*
- * Encode tensor t as it is. whole: its bytes if they are in memory and in the
- * file's hash already, else NULL.
+ * encode_choose.c: how a tensor of at least a byte is coded without loss.
+ * A sample holds histograms of its planes and its first unit, and whether any
+ * unit that was looked at is another one.
+ */
+#define EQ_SAMPLE_PIECES 32
+enum eq_sampling {
+	EQ_SAMPLE_FEW,          /* EQ_SAMPLE_PIECES pieces at most, one run */
+	EQ_SAMPLE_EACH,         /* a piece of each chunk; all of a small tensor */
+	EQ_SAMPLE_ALL,          /* every unit */
+};
+struct eq_sample {
+	struct eq_plane_hist h; /* of malloc'ed histograms */
+	uint8_t first[8];
+	bool varies;
+};
+/* whole: the tensor's bytes if they are in memory, or NULL. Without a message. */
+int eq_sample_tensor(struct eq_encoder *e, const struct eq_st_tensor *t, const uint8_t *whole,
+		     enum eq_sampling how, struct eq_sample *s);
+void eq_sample_fini(struct eq_sample *s);
+/* Choose RAW, PLANES (and c) or ZSTD; *size is what the chunks will take. */
+enum eq_codec_id eq_choose_lossless(struct eq_encoder *e, const struct eq_st_tensor *t,
+				    const struct eq_sample *s, struct eq_coding *c, uint64_t *size);
+
+/* A chunk of a tensor so coded, of len bytes at most: room for it, encoding. */
+size_t eq_lossless_bound(enum eq_codec_id codec, const struct eq_coding *c, size_t len);
+size_t eq_lossless_chunk(enum eq_codec_id codec, const struct eq_coding *c, uint32_t chunk,
+			 const uint8_t *data, size_t len, uint8_t *out, uint8_t *scratch);
+/* What the codec adds to the tensor's record, and the parameters. tables: how
+ * many tables the chunks use; first: the first unit. */
+void eq_lossless_record(struct eq_disk_tensor *r, enum eq_codec_id codec, struct eq_coding *c,
+			unsigned tables, const uint8_t first[8], uint8_t *params);
+
+/*
+ * encode_lossless.c: encode tensor t alone, from the histograms of all units.
+ * whole: its bytes if they are in memory, else NULL; they are in the file's hash
+ * already.
  */
 int eq_encode_lossless(struct eq_encoder *e, const struct eq_st_tensor *t, const uint8_t *whole,
 		       uint16_t flags);
+/* encode_stream.c: encode n tensors, one behind the other in the file, in one
+ * reading. */
+int eq_encode_stream(struct eq_encoder *e, const struct eq_st_tensor *t, size_t n);
 /* Quantise tensor t, or encode it losslessly where that is not to be. */
 int eq_encode_quant(struct eq_encoder *e, const struct eq_st_tensor *t);
 
@@ -110,10 +156,6 @@ int eq_samples_load(struct eq_encoder *e, struct eq_samples *s);
 void eq_samples_free(struct eq_samples *s);
 /* Set e->lambda as the policy asks. */
 int eq_encode_lambda(struct eq_encoder *e, const struct eq_samples *s);
-
-/* How a tensor without quantisation is coded, of its histograms. */
-enum eq_codec_id eq_choose_lossless(struct eq_encoder *e, const struct eq_st_tensor *t,
-				    const uint64_t (*hist)[256], uint64_t *size);
 
 /* Open the input: header, hash of the prefix. eq_encoder_fini after success or
  * failure. */

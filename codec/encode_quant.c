@@ -197,20 +197,22 @@ static int write_quant(struct quant *q)
 }
 
 /* Would the tensor, whose plain data is there, be smaller as it is? */
-static bool lossless_is_smaller(struct quant *q, uint64_t size)
+static int lossless_is_smaller(struct quant *q, uint64_t size, bool *smaller)
 {
-	uint64_t (*hist)[256] = calloc(8, sizeof(hist[0])), plain = UINT64_MAX;
-	struct eq_coding *quant = malloc(sizeof(*quant));
+	struct eq_coding *plain = malloc(sizeof(*plain));
+	struct eq_sample s;
+	uint64_t lossless;
+	int rc = -ENOMEM;
 
-	if (hist && quant) {
-		*quant = *q->e->coding;
-		eq_hist_planes(q->unit, eq_transform_of(q->t->dtype), q->data, q->n_bytes / q->unit, hist);
-		eq_choose_lossless(q->e, q->t, (const uint64_t (*)[256])hist, &plain);
-		*q->e->coding = *quant;
+	if (plain)
+		rc = eq_sample_tensor(q->e, q->t, q->data, EQ_SAMPLE_FEW, &s);
+	if (!rc) {
+		eq_choose_lossless(q->e, q->t, &s, plain, &lossless);
+		*smaller = lossless <= size;
+		eq_sample_fini(&s);
 	}
-	free(quant);
-	free(hist);
-	return plain <= size;
+	free(plain);
+	return rc;
 }
 
 /* Symbols, and the reconstruction in place of the data. */
@@ -254,9 +256,11 @@ static int quant_run(struct quant *q)
 	/* Rare (high rates, very short rows), so worth a second look only then. */
 	if (lost || (double)e->coding->size > SUSPICIOUS * (double)q->n_bytes) {
 		rc = eq_input_read(e, q->data, q->n_bytes, e->st->prefix_len + q->t->begin);
+		if (!rc && !lost)
+			rc = lossless_is_smaller(q, e->coding->size, &lost);
 		if (rc)
 			return rc;
-		if (lost || lossless_is_smaller(q, e->coding->size))
+		if (lost)
 			return eq_encode_lossless(e, q->t, q->data, 0);
 		rc = quantise(q);
 	}
@@ -268,8 +272,6 @@ int eq_encode_quant(struct eq_encoder *e, const struct eq_st_tensor *t)
 	struct quant q = { .e = e, .t = t, .n_bytes = t->end - t->begin };
 	int rc;
 
-	if (t->begin == t->end)
-		return eq_encode_lossless(e, t, NULL, 0);
 	eq_matrix_of(t, &q.m.rows, &q.m.k);
 	q.m.dtype = t->dtype;
 	q.unit = eq_dtype_unit(t->dtype);

@@ -10,8 +10,6 @@
 
 #include "encode_priv.h"
 
-#define SAMPLE_CHUNKS 32
-#define SAMPLE_UNITS 8192
 /* File header, trailer, FILE and section heads. */
 #define FIXED_BYTES 4416
 
@@ -31,33 +29,19 @@ static void add_tensor(struct estimate *x, const struct eq_st_tensor *t, uint64_
 
 static int lossless_tensor(struct estimate *x, const struct eq_st_tensor *t)
 {
-	uint64_t n_bytes = t->end - t->begin, len = SAMPLE_UNITS * eq_dtype_unit(t->dtype), at, size = 0;
-	unsigned unit = eq_dtype_unit(t->dtype), i, n = SAMPLE_CHUNKS;
-	uint64_t (*hist)[256];
-	int rc = 0;
+	struct eq_sample s;
+	uint64_t size;
+	int rc;
 
-	if (n_bytes == 0)
+	if (t->begin == t->end)
 		return 0;
-	hist = calloc(8, sizeof(hist[0]));
-	if (!hist)
-		return -ENOMEM;
-	rc = eq_buffer_reserve(&x->e.keep, &x->e.keep_size, len);
-	if (n_bytes <= len * n) {
-		len = n_bytes < len ? n_bytes : len;
-		n = (unsigned)(n_bytes / len);
-	}
-	for (i = 0; i < n && !rc; i++) {
-		at = (n_bytes / n * i + (n_bytes / n - len) / 2) / unit * unit;
-		rc = eq_input_read(&x->e, x->e.keep, len, x->e.st->prefix_len + t->begin + at);
-		if (!rc)
-			eq_hist_planes(unit, eq_transform_of(t->dtype), x->e.keep, len / unit, hist);
-	}
-	if (!rc) {
-		eq_choose_lossless(&x->e, t, (const uint64_t (*)[256])hist, &size);
-		add_tensor(x, t, size);
-	}
-	free(hist);
-	return rc;
+	rc = eq_sample_tensor(&x->e, t, NULL, EQ_SAMPLE_FEW, &s);
+	if (rc)
+		return rc;
+	eq_choose_lossless(&x->e, t, &s, x->e.coding, &size);
+	add_tensor(x, t, size);
+	eq_sample_fini(&s);
+	return 0;
 }
 
 static int quant_tensor(struct estimate *x, const struct eq_st_tensor *t,

@@ -17,6 +17,7 @@ EQ_CODEC_SOURCES = \
 	codec/archive_scan.c \
 	codec/archive_verify.c \
 	codec/encode.c \
+	codec/encode_choose.c \
 	codec/encode_device.c \
 	codec/encode_device.h \
 	codec/encode_lossless.c \
@@ -24,6 +25,7 @@ EQ_CODEC_SOURCES = \
 	codec/encode_priv.h \
 	codec/encode_quant.c \
 	codec/encode_sample.c \
+	codec/encode_stream.c \
 	codec/estimate.c \
 	codec/backend.h \
 	codec/backend_encode.h \
@@ -32,6 +34,8 @@ EQ_CODEC_SOURCES = \
 	codec/backend_simple.h \
 	codec/coding.c \
 	codec/coding.h \
+	codec/coding_tables.c \
+	codec/coding_tables.h \
 	codec/cpu.c \
 	codec/cpu.h \
 	codec/dequant.c \

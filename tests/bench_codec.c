@@ -119,12 +119,12 @@ static void encode_piece(void *arg, unsigned piece)
 	for (unsigned i = piece * TEAM; i < (piece + 1) * TEAM; i++) {
 		if (t->c.codec == EQ_CODEC_QUANT)
 			t->len[i] = eq_chunk_encode_quant(
-				&t->c, t->src + (size_t)i * CHUNK, CHUNK,
+				&t->c, 0, t->src + (size_t)i * CHUNK, CHUNK,
 				t->scales + i * (CHUNK / k) * 2, CHUNK / k * 2,
 				NULL, 0, t->in[i], t->scratch);
 		else
 			t->len[i] = eq_chunk_encode_planes(
-				&t->c, t->src + (size_t)i * CHUNK * t->c.unit,
+				&t->c, 0, t->src + (size_t)i * CHUNK * t->c.unit,
 				CHUNK, t->in[i], t->scratch);
 	}
 }
@@ -201,7 +201,7 @@ static void force(struct eq_coding *c, unsigned i, const uint64_t hist[256], boo
 	uint64_t bits;
 
 	c->part[i].kind = pair ? EQ_PART_PAIR : EQ_PART_RANS;
-	c->part[i].arg = 0;
+	c->part[i].arg = c->table[i][0] = 0;
 	memset(c->freq, 0, sizeof(c->freq));
 	c->n_freq = 1;
 	c->freq[0].mode = EQ_TABLE_SINGLE;

@@ -146,7 +146,7 @@ static void make_planes(struct data *d, const struct bench *b)
 	scratch = must_alloc(eq_chunk_scratch(&d->coding));
 	data_plan(d, b->dtype);
 	for (unsigned i = 0; i < CHUNKS; i++)
-		data_add(d, i, out, eq_chunk_encode_planes(&d->coding,
+		data_add(d, i, out, eq_chunk_encode_planes(&d->coding, 0,
 							   units + (size_t)i * CHUNK * unit, CHUNK,
 							   out, scratch));
 	free(units);

@@ -232,7 +232,7 @@ static int make_seeds(const char *dir)
 		len = kinds[k].quant ?
 			eq_chunk_encode_quant(c, data, n, scales, n / 100 * 2, &o, 1, out,
 					      scratch) :
-			eq_chunk_encode_planes(c, data, n, out, scratch);
+			eq_chunk_encode_planes(c, 0, data, n, out, scratch);
 		write_seed(dir, kinds[k].name, c, EQ_BF16, n, out, len);
 		free(c);
 		free(out);

@@ -139,7 +139,7 @@ static inline void gpu_planes_make(const struct gpu_case *g, uint64_t *seed, uin
 	for (uint32_t at = 0; at < g->n; at += chunk_units) {
 		uint32_t n = g->n - at < chunk_units ? g->n - at : chunk_units;
 
-		gpu_tensor_add(t, out, eq_chunk_encode_planes(t->coding, units + (size_t)at * g->unit,
+		gpu_tensor_add(t, out, eq_chunk_encode_planes(t->coding, 0, units + (size_t)at * g->unit,
 							      n, out, scratch), at, n);
 	}
 	for (unsigned i = 0; i < g->unit; i++)

@@ -13,6 +13,7 @@ UNIT_TESTS = \
 	tests/unit_quant_search \
 	tests/unit_parity \
 	tests/unit_rans \
+	tests/unit_stream \
 	tests/fuzz_archive \
 	tests/fuzz_chunk \
 	tests/fuzz_safetensors \

@@ -106,7 +106,8 @@ static struct coded *code_planes(const void *data, unsigned unit, unsigned trans
 	for (size_t at = 0; at < n; at += chunk_units) {
 		uint32_t now = n - at < chunk_units ? (uint32_t)(n - at) : chunk_units;
 		size_t len = eq_chunk_encode_planes(
-			&t->c, (const uint8_t *)data + at * unit, now, out, scratch);
+			&t->c, (uint32_t)(at / chunk_units), (const uint8_t *)data + at * unit, now, out,
+			scratch);
 
 		assert_in_range(len, 1, bound);
 		assert_in_range(len, 1, (size_t)now * unit + EQ_CHUNK_EXTRA);
