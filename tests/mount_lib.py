@@ -55,6 +55,8 @@ def poll(what, check, deadline=DEADLINE):
 
 
 def mounted(path):
+    for c in "\\ \t\n":
+        path = path.replace(c, f"\\{ord(c):03o}")
     with open("/proc/self/mountinfo") as f:
         return any(line.split()[4] == path for line in f)
 

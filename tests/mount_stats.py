@@ -2,6 +2,7 @@
 """Statistics: .eqfs/stats as Prometheus reads it, what it counts, and that it is in
 nobody's way."""
 import errno
+import json
 import re
 import threading
 
@@ -113,6 +114,104 @@ def test_counts():
         s = stats(m)
         assert s["eqfs_store_logical_bytes"] == size["plain"] and s["eqfs_store_files"] == 1
         assert s["eqfs_store_archives"] == 0, s
+
+
+def status(*args, code=0):
+    r = subprocess.run([EQAR, "status", *args], capture_output=True, text=True, check=False, timeout=30)
+    assert r.returncode == code, (args, r.returncode, r.stderr)
+    if code:
+        assert not r.stdout and r.stderr.startswith("eqar: "), r
+    return r.stdout if code == 0 else r.stderr
+
+
+def test_status():
+    store = scratch("stat us\\x\n")
+    with Mount(store, "bits=4") as m:
+        save_file(model(3), m.path("m"))
+        m.settle("m")
+        read(m.path("m"))
+        text = status(m.point)
+        assert "1 files, 1 of them archives" in text and "bits=4" in text and "cpu/" in text, text
+        assert re.search(r"encoded +1 files, .* -> .* \(\d", text) and "% hits" in text, text
+        assert status(m.path("m")).splitlines()[1:2] == text.splitlines()[1:2] # any path in it
+        now, raw = json.loads(status("--json", m.point)), stats(m)
+        assert now["mount"] == m.point and now["store"] == m.store, now
+        assert now["policy"] == raw["labels"]["policy"] and now["mode"] == "rw"
+        for key, v in raw.items():
+            if key != "labels" and "info" not in key and not re.search("seconds|read", key):
+                name = re.sub(r"_total$", "", key[5:])
+                assert now[name] == v, (key, v, now)
+        assert now["read_bytes_archive"] == raw["eqfs_read_bytes_total{file=archive}"]
+        assert "decoded_bytes_total" in status("-v", m.point)
+        assert status("-q", m.point) == ""
+        rates = json.loads(status("--json", "-i", "0.05", m.point))
+        assert rates["read_bytes_per_second"] == 0 == rates["encoded_bytes_per_second"], rates
+        everyone = subprocess.run([EQAR, "status"], capture_output=True, text=True, check=False)
+        assert m.point.replace("\n", "?") + ": " in everyone.stdout, everyone # others may be dead
+        assert "not in a mount of eqfs" in status(m.store, code=1)
+        assert "No such file" in status(m.store + "/nothing", code=1)
+        for bad in ("-i0", "-ix", "--frobnicate"):
+            status(bad, code=2)
+        assert "Usage: eqar status" in status("--help")
+
+
+def du(*args, code=0):
+    r = subprocess.run([EQAR, "du", *args], capture_output=True, text=True, check=False, timeout=30)
+    assert r.returncode == code, (args, r.returncode, r.stderr)
+    return r.stdout
+
+
+def du_json(*args):
+    return {d["path"]: d for d in map(json.loads, du("--json", *args).splitlines())}
+
+
+def test_du():
+    """The same sums of the store and of the mount, and those of stat."""
+    with Mount(scratch("du")) as m:
+        for d in ("a", "a/b", "c", "empty"):
+            os.mkdir(m.path(d))
+        for i, name in enumerate(("m", "a/m", "a/b/m")):
+            save_file(model(i, rows=256), m.path(name))
+            m.settle(name)
+        with open(m.path("c", "plain"), "wb") as f:
+            f.write(b"x" * 50000)
+        os.link(m.path("c", "plain"), m.path("a", "link"))
+        os.symlink("plain", m.path("c", "symbolic"))
+        sizes, room, seen = {}, {}, set()
+        for d, dirs, names in os.walk(m.point):
+            dirs.sort()
+            for n in sorted(names):
+                st = os.lstat(os.path.join(d, n))
+                if not os.path.islink(os.path.join(d, n)) and st.st_ino not in seen:
+                    seen.add(st.st_ino)
+                    up = os.path.relpath(d, m.point)
+                    while True:
+                        sizes[up] = sizes.get(up, 0) + st.st_size
+                        room[up] = room.get(up, 0) + st.st_blocks * 512
+                        if up == ".":
+                            break
+                        up = os.path.dirname(up) or "."
+        for top in (m.point, m.store, m.store + "/"):
+            got = du_json(top)
+            assert len(got) == 5 and got[os.path.join(top.rstrip("/"), "empty")]["files"] == 0, got
+            for d, want in sizes.items():
+                one = got[os.path.normpath(os.path.join(top, d))]
+                assert one["logical_size"] == want, (top, d, one, want)
+                assert one["physical_size"] == room[d], (top, d, one, room[d])
+            assert du(top).splitlines()[-1].split("\t")[:2] == [str(sizes["."]), str(room["."])]
+            assert len(du("-s", top).splitlines()) == 1 and "MiB\t" in du("-sh", top)
+        assert du_json(m.store)[m.store]["archives"] == 3
+        one = du_json(m.disk("m.eqar"))[m.disk("m.eqar")]
+        assert one["logical_size"] == os.stat(m.path("m")).st_size and one["archives"] == 1
+        both = du("-s", m.path("c"), m.path("a", "link")) # the second is the first one's
+        assert len(both.splitlines()) == 1, both
+        assert du("-s", m.point, m.store + "/nothing", code=1).count("\n") == 1
+        shutil.copy(m.disk("m.eqar"), m.disk("c", "plain.eqar")) # hidden: it only takes room
+        assert du_json(m.store)[m.store]["logical_size"] == sizes["."]
+        with open(m.disk("broken.eqar"), "wb") as f:
+            f.write(b"not an archive")
+        assert du("-s", m.store, code=1).startswith(str(sizes["."] + 14))
+        du("-x", code=2)
 
 
 def test_queue():

@@ -20,6 +20,8 @@ static const struct {
 	{ "verify", eq_cmd_verify, "check archives, or compare with an original" },
 	{ "diff", eq_cmd_diff, "compare two files tensor by tensor" },
 	{ "bench", eq_cmd_bench, "measure the decoding of an archive" },
+	{ "du", eq_cmd_du, "logical and physical size of directories" },
+	{ "status", eq_cmd_status, "what mounts of eqfs are doing" },
 };
 
 #define N_COMMANDS (sizeof(commands) / sizeof(commands[0]))

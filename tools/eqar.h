@@ -21,6 +21,8 @@ int eq_cmd_stat(int argc, char **argv);
 int eq_cmd_verify(int argc, char **argv);
 int eq_cmd_diff(int argc, char **argv);
 int eq_cmd_bench(int argc, char **argv);
+int eq_cmd_du(int argc, char **argv);
+int eq_cmd_status(int argc, char **argv);
 
 /* ---- options that most commands have (eqar_file.c) ----------------------- */
 
@@ -112,11 +114,12 @@ struct eq_visit {
  * Call fn for every regular file under path, sorted by name, not following
  * symbolic links and staying on one file system. Names are collected before a
  * directory's first call, so fn may add and remove files. Stops when fn returns
- * other than 0, and returns that. Directories that cannot be read, and with `own`
+ * other than 0, and returns that. leave (may be NULL) is called when a directory is
+ * done with, after those in it. Directories that cannot be read, and with `own`
  * those that a mount or another eqar holds, are said and set *failed.
  */
 int eq_walk(const char *path, bool own, int (*fn)(void *arg, const struct eq_visit *v),
-	    void *arg, bool *failed);
+	    void (*leave)(void *arg, const char *path), void *arg, bool *failed);
 
 /* ---- packing (eqar_pack.c) ----------------------------------------------- */
 

@@ -252,7 +252,7 @@ int eq_repo_pack(const struct eq_pack *pack, struct eq_runner *r,
 	if (pack->common.verbose)
 		fprintf(stderr, "%s: policy: %s\n", dir, text ? text : "?");
 	free(text);
-	eq_walk(dir, true, pack_visit, &p, &p.failed);
+	eq_walk(dir, true, pack_visit, NULL, &p, &p.failed);
 	summary(&p);
 	eq_policy_fini(&p.policy);
 out:
@@ -371,7 +371,7 @@ int eq_repo_unpack(const struct eq_common *c, bool force, struct eq_runner *r,
 
 	if (fd < 0)
 		return EQ_EXIT_FAIL;
-	eq_walk(dir, true, unpack_visit, &p, &p.failed);
+	eq_walk(dir, true, unpack_visit, NULL, &p, &p.failed);
 	summary(&p);
 	close(fd);
 	return p.failed ? EQ_EXIT_FAIL : EQ_EXIT_OK;

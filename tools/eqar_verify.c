@@ -163,7 +163,7 @@ static int verify_run(struct verify *v, bool recursive, int n, char **args)
 	if (eq_runner_init(&v->r, &v->common) == 0) {
 		for (int i = 0; i < n; i++) {
 			if (recursive)
-				eq_walk(args[i], false, verify_visit, v, &v->failed);
+				eq_walk(args[i], false, verify_visit, NULL, v, &v->failed);
 			else
 				verify_one(v, AT_FDCWD, args[i], args[i]);
 		}

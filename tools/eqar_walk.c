@@ -14,6 +14,7 @@
 
 struct walk {
 	int (*fn)(void *arg, const struct eq_visit *v);
+	void (*leave)(void *arg, const char *path);
 	void *arg;
 	bool *failed;
 	bool own;               /* leave directories alone that somebody holds */
@@ -129,6 +130,8 @@ static int walk_dir(const struct walk *w, int fd, const char *path)
 	rc = 0;
 	for (size_t i = 0; rc == 0 && i < l.n; i++)
 		rc = walk_entry(w, dirfd(dir), path, l.v[i]);
+	if (rc == 0 && w->leave)
+		w->leave(w->arg, *path ? path : "/");
 	names_free(&l);
 	if (dir)
 		closedir(dir);
@@ -136,9 +139,9 @@ static int walk_dir(const struct walk *w, int fd, const char *path)
 }
 
 int eq_walk(const char *path, bool own, int (*fn)(void *arg, const struct eq_visit *v),
-	    void *arg, bool *failed)
+	    void (*leave)(void *arg, const char *path), void *arg, bool *failed)
 {
-	struct walk w = { .own = own, .fn = fn, .arg = arg, .failed = failed };
+	struct walk w = { .own = own, .fn = fn, .leave = leave, .arg = arg, .failed = failed };
 	size_t len = strlen(path);
 	struct stat st;
 	char *plain;

@@ -8,12 +8,14 @@ EQAR_SOURCES = \
 	tools/eqar.h \
 	tools/eqar_bench.c \
 	tools/eqar_diff.c \
+	tools/eqar_du.c \
 	tools/eqar_file.c \
 	tools/eqar_float.c \
 	tools/eqar_float.h \
 	tools/eqar_list.c \
 	tools/eqar_pack.c \
 	tools/eqar_repo.c \
+	tools/eqar_status.c \
 	tools/eqar_unpack.c \
 	tools/eqar_verify.c \
 	tools/eqar_walk.c

@@ -20,7 +20,7 @@ _eqar() {
 	fi
 	if ((COMP_CWORD == 1)); then
 		mapfile -t COMPREPLY < <(compgen -W \
-			'pack unpack ls stat verify diff bench --help --version' -- "$cur")
+			'pack unpack ls stat verify diff bench du status --help --version' -- "$cur")
 		return
 	fi
 	case $prev in
@@ -31,7 +31,7 @@ _eqar() {
 		compopt -o filenames
 		mapfile -t COMPREPLY < <(compgen -f -- "$cur")
 		return ;;
-	--bits | --lambda | --include | --exclude | --jobs | -j)
+	--bits | --lambda | --include | --exclude | --jobs | -j | --interval | -i)
 		return ;;
 	esac
 	case $command in
@@ -43,6 +43,8 @@ _eqar() {
 	verify) words='--recursive --against= --jobs= --gpu= --quiet --json --help' ;;
 	diff) words='--jobs= --quiet --verbose --json --help' ;;
 	bench) words='--jobs= --gpu= --json --help' ;;
+	du) words='--human-readable --summarize --json --help' directories=yes ;;
+	status) words='--interval= --quiet --verbose --json --help' directories=yes ;;
 	esac
 	if [[ $cur == -* ]]; then
 		mapfile -t COMPREPLY < <(compgen -W "$words" -- "$cur")
