@@ -45,7 +45,7 @@ static void compare_planes(const char *name, const struct eq_coding *c, const vo
 {
 	struct eq_encode_job job = { .n_units = n, .units = units };
 	uint8_t *want = must_alloc(eq_chunk_bound(c, 0)), *scratch = must_alloc(eq_chunk_scratch(c));
-	size_t len = eq_chunk_encode_planes(c, units, n, want, scratch);
+	size_t len = eq_chunk_encode_planes(c, 0, units, n, want, scratch);
 	struct eq_encode_plan plan;
 	struct emulated x;
 
