@@ -1,9 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The entropy coder with AVX2: four vectors of 8 lanes a chunk. Table entries
- * are loaded one by one: on processors with microcode against gather data
- * sampling that is several times as fast as a gather, and elsewhere not slower
- * by much.
+ * The entropy coder with AVX2: four vectors of 8 lanes a chunk, two chunks at
+ * once, since one alone waits for its own results.
+ *
+ * There are two decoders, and cpu.c measures which is the faster one here: one
+ * loads table entries one by one, the other gathers, which depends on the
+ * processor and on its microcode (against gather data sampling) like nothing
+ * else.
  */
 #include <immintrin.h>
 
@@ -12,89 +15,124 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* For each set of lanes that take a word, which word each takes: nibble i is
- * the number of lanes in the set below lane i. */
-#define RANK(m, i) ((uint32_t)__builtin_popcount((m) & ((1u << (i)) - 1)) << 4 * (i))
-#define RANKS(m)                                                               \
-	RANK(m, 1) | RANK(m, 2) | RANK(m, 3) | RANK(m, 4) | RANK(m, 5) |       \
-		RANK(m, 6) | RANK(m, 7)
-#define RANKS4(m) RANKS(m), RANKS(m + 1), RANKS(m + 2), RANKS(m + 3)
-#define RANKS16(m) RANKS4(m), RANKS4(m + 4), RANKS4(m + 8), RANKS4(m + 12)
-#define RANKS64(m) RANKS16(m), RANKS16(m + 16), RANKS16(m + 32), RANKS16(m + 48)
+/* Functions of a set m of lanes, for all 256 sets. */
+#define RANK(m, i) (unsigned)__builtin_popcount((m) & ((1u << (i)) - 1))
+#define SETS4(f, m) f(m), f((m) + 1), f((m) + 2), f((m) + 3)
+#define SETS16(f, m) SETS4(f, m), SETS4(f, m + 4), SETS4(f, m + 8), SETS4(f, m + 12)
+#define SETS64(f, m) SETS16(f, m), SETS16(f, m + 16), SETS16(f, m + 32), SETS16(f, m + 48)
+#define SETS256(f) SETS64(f, 0u), SETS64(f, 64u), SETS64(f, 128u), SETS64(f, 192u)
 
-static const uint32_t ranks[256] = { RANKS64(0u), RANKS64(64u), RANKS64(128u),
-				     RANKS64(192u) };
-
-INLINE __m128i load4(const uint32_t *slot, const uint32_t *index)
+INLINE __m256i load(const void *p)
 {
-	__m128i e = _mm_cvtsi32_si128((int)slot[index[0]]);
-
-	e = _mm_insert_epi32(e, (int)slot[index[1]], 1);
-	e = _mm_insert_epi32(e, (int)slot[index[2]], 2);
-	return _mm_insert_epi32(e, (int)slot[index[3]], 3);
+	return _mm256_load_si256((const __m256i *)p);
 }
 
-/* One step of the 8 lanes at x: returns the table entries, refills the states. */
-INLINE __m256i decode_step(uint32_t *x, const uint32_t *slot, const uint16_t **next)
+INLINE void store(void *p, __m256i v)
+{
+	_mm256_store_si256((__m256i *)p, v);
+}
+
+/* ---- decoding -------------------------------------------------------------- */
+
+/* Shuffle that hands out words, in order, to the lanes of a set; the bytes that
+ * have the sign bit become 0. */
+#define TAKE(m, i)                                                             \
+	((m) >> (i) & 1 ? 0x80800100u + 0x202u * RANK(m, i) : 0x80808080u)
+#define TAKES(m)                                                               \
+	{ TAKE(m, 0), TAKE(m, 1), TAKE(m, 2), TAKE(m, 3),                      \
+	  TAKE(m, 4), TAKE(m, 5), TAKE(m, 6), TAKE(m, 7) }
+
+static const uint32_t takes[256][8] __attribute__((aligned(64))) = { SETS256(TAKES) };
+
+INLINE __m128i load4(const uint32_t *slot, __m128i index)
+{
+	uint64_t a = (uint64_t)_mm_cvtsi128_si64(index);
+	uint64_t b = (uint64_t)_mm_extract_epi64(index, 1);
+	__m128i e;
+
+	/* Indices in general registers: clang would look for other ways. */
+	__asm__("" : "+r"(a), "+r"(b));
+	e = _mm_cvtsi32_si128((int)slot[(uint32_t)a]);
+	e = _mm_insert_epi32(e, (int)slot[a >> 32], 1);
+	e = _mm_insert_epi32(e, (int)slot[(uint32_t)b], 2);
+	return _mm_insert_epi32(e, (int)slot[b >> 32], 3);
+}
+
+/* The table entries of the states x. */
+INLINE __m256i entries(const uint32_t *slot, __m256i x, const bool gather)
+{
+	__m256i i = _mm256_and_si256(x, _mm256_set1_epi32(4095));
+
+	if (gather) /* into zeros: else it waits for what was there before */
+		return _mm256_mask_i32gather_epi32(_mm256_setzero_si256(),
+						   (const int *)slot, i,
+						   _mm256_set1_epi32(-1), 4);
+	return _mm256_set_m128i(load4(slot, _mm256_extracti128_si256(i, 1)),
+				load4(slot, _mm256_castsi256_si128(i)));
+}
+
+/* The states after x, given the entries. */
+INLINE __m256i advance(__m256i x, __m256i e, const uint16_t **next)
 {
 	const __m256i low12 = _mm256_set1_epi32(4095);
-	const __m256i shifts = _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0);
-	__m256i v = _mm256_load_si256((const __m256i *)(const void *)x);
-	uint32_t index[8] __attribute__((aligned(32)));
-	__m256i e, f, y, words, rank, low;
-	unsigned m;
-
-	_mm256_store_si256((__m256i *)(void *)index, _mm256_and_si256(v, low12));
-	/* Through memory indeed: gcc would extract lane by lane, on the one port
-	 * that is busy with the insertions. */
-	__asm__("" : "+m"(index));
-	e = _mm256_set_m128i(load4(slot, index + 4), load4(slot, index));
-	f = _mm256_and_si256(_mm256_srli_epi32(e, 12), low12);
-	y = _mm256_add_epi32(_mm256_mullo_epi32(f, _mm256_srli_epi32(v, 12)),
-			     _mm256_and_si256(e, low12));
-	low = _mm256_cmpeq_epi32(_mm256_srli_epi32(y, 16), _mm256_setzero_si256());
-	m = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
-	words = _mm256_cvtepu16_epi32(
+	__m256i f = _mm256_and_si256(_mm256_srli_epi32(e, 12), low12);
+	__m256i y = _mm256_add_epi32(_mm256_mullo_epi32(f, _mm256_srli_epi32(x, 12)),
+				     _mm256_and_si256(e, low12));
+	__m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(y, 16),
+					 _mm256_setzero_si256());
+	unsigned m = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
+	__m256i words = _mm256_broadcastsi128_si256(
 		_mm_loadu_si128((const __m128i *)(const void *)*next));
-	/* The permutation looks at the low three bits only. */
-	rank = _mm256_srlv_epi32(_mm256_set1_epi32((int)ranks[m]), shifts);
-	words = _mm256_permutevar8x32_epi32(words, rank);
-	y = _mm256_blendv_epi8(
-		y, _mm256_or_si256(_mm256_slli_epi32(y, 16), words), low);
-	_mm256_store_si256((__m256i *)(void *)x, y);
+
+	words = _mm256_shuffle_epi8(words, load(takes[m]));
 	*next += __builtin_popcount(m);
-	return e;
+	return _mm256_blendv_epi8(
+		y, _mm256_or_si256(_mm256_slli_epi32(y, 16), words), low);
+}
+
+/* Put the symbols of step t, the top bytes of the entries, to byte t. */
+INLINE void put_symbols(__m256i *out, __m256i e, const unsigned t)
+{
+	/* Byte t of each lane comes from its byte 3, the others are 0. */
+	const __m256i only = _mm256_set1_epi32((int)(0x80808080 ^ 0x83u << 8 * t));
+	const __m256i lane = _mm256_broadcastsi128_si256(_mm_set_epi32(
+		0x0c0c0c0c, 0x08080808, 0x04040404, 0));
+
+	e = _mm256_shuffle_epi8(e, _mm256_or_si256(only, lane));
+	if (t)
+		e = _mm256_or_si256(e, _mm256_loadu_si256(out));
+	_mm256_storeu_si256(out, e);
 }
 
 /* k decoders side by side, k a constant. There are not registers enough for the
- * states of two, so they stay in memory, and so do the symbols. */
+ * states of two, let alone for the symbols, which gather in memory. */
 INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
-		     size_t groups, const unsigned k)
+		     size_t groups, const unsigned k, const bool gather)
 {
-	const __m256i top8 = _mm256_set1_epi32((int)0xff000000);
 	const uint16_t *next[2];
 	const uint32_t *slot[2];
+	__m256i x[2][4], e[2];
 
 	for (unsigned i = 0; i < k; i++) {
 		next[i] = dec[i]->next;
 		slot[i] = dec[i]->table->slot;
+		for (unsigned v = 0; v < 4; v++)
+			x[i][v] = load(dec[i]->x + 8 * v);
 	}
 	for (size_t g = 0; g < groups; g++) {
+#pragma GCC unroll 4
 		for (unsigned t = 0; t < 4; t++) {
 #pragma GCC unroll 4
 			for (unsigned v = 0; v < 4; v++) {
 #pragma GCC unroll 2
+				for (unsigned i = 0; i < k; i++)
+					e[i] = entries(slot[i], x[i][v], gather);
+#pragma GCC unroll 2
 				for (unsigned i = 0; i < k; i++) {
-					__m256i *o = (__m256i *)(void *)(
-						out[i] + g * EQ_GROUP + 32 * v);
-					__m256i s, e = decode_step(dec[i]->x + 8 * v,
-								   slot[i], &next[i]);
+					uint8_t *o = out[i] + g * EQ_GROUP + 32 * v;
 
-					/* Step t ends up in byte t; what was
-					 * there before is shifted out. */
-					s = _mm256_srli_epi32(_mm256_loadu_si256(o), 8);
-					e = _mm256_and_si256(e, top8);
-					_mm256_storeu_si256(o, _mm256_or_si256(s, e));
+					x[i][v] = advance(x[i][v], e[i], &next[i]);
+					put_symbols((__m256i *)(void *)o, e[i], t);
 				}
 			}
 		}
@@ -105,17 +143,111 @@ INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 			}
 		}
 	}
-	for (unsigned i = 0; i < k; i++)
+	for (unsigned i = 0; i < k; i++) {
 		dec[i]->next = next[i];
+		for (unsigned v = 0; v < 4; v++)
+			store(dec[i]->x + 8 * v, x[i][v]);
+	}
 }
 
-static void rans_decode_avx2(struct eq_rans_dec *const *dec, uint8_t *const *out,
-			     unsigned k, size_t groups)
+#define EQ_DECODE(name, gather)                                                \
+	static void name(struct eq_rans_dec *const *dec, uint8_t *const *out,  \
+			 unsigned k, size_t groups)                            \
+	{                                                                      \
+		for (; k >= 2; k -= 2, dec += 2, out += 2)                     \
+			decode_k(dec, out, groups, 2, gather);                 \
+		if (k)                                                         \
+			decode_k(dec, out, groups, 1, gather);                 \
+	}
+
+EQ_DECODE(rans_decode_avx2, false)
+EQ_DECODE(rans_decode_avx2_gather, true)
+
+/* ---- encoding -------------------------------------------------------------- */
+
+/* Shuffle that moves the words of the lanes of a set, in order, to the top of a
+ * vector of 8: what is below does not matter. In two halves. */
+#define PLACE(m, i) (8 - RANK(m, 8) + RANK(m, i))
+#define GIVE(m, i, half)                                                       \
+	((m) >> (i) & 1 && PLACE(m, i) / 4 == (half) ?                         \
+		 (UINT64_C(0x100) + 0x202 * (i)) << PLACE(m, i) % 4 * 16 : 0)
+#define GIVES_HALF(m, h)                                                       \
+	GIVE(m, 0, h) | GIVE(m, 1, h) | GIVE(m, 2, h) | GIVE(m, 3, h) |        \
+		GIVE(m, 4, h) | GIVE(m, 5, h) | GIVE(m, 6, h) | GIVE(m, 7, h)
+#define GIVES(m) { GIVES_HALF(m, 0), GIVES_HALF(m, 1) }
+
+static const uint64_t gives[256][2] __attribute__((aligned(64))) = { SETS256(GIVES) };
+
+INLINE __m128d load_entries(const struct eq_rans_enc *enc, uint8_t a, uint8_t b)
 {
-	for (; k >= 2; k -= 2, dec += 2, out += 2)
-		decode_k(dec, out, groups, 2);
-	if (k)
-		decode_k(dec, out, groups, 1);
+	return _mm_loadh_pd(_mm_load_sd((const double *)(const void *)&enc->entry[a]),
+			    (const double *)(const void *)&enc->entry[b]);
+}
+
+/* High 32 bits of the products of 32-bit lanes. */
+INLINE __m256i mulhi(__m256i a, __m256i b)
+{
+	__m256i even = _mm256_mul_epu32(a, b);
+	__m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+
+	return _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+}
+
+/* One step of 8 lanes, with every fourth symbol from `sym`. The words go below
+ * `top`. *least: the least of what was found in the table. */
+INLINE __m256i encode_step(const struct eq_rans_enc *enc, __m256i x, const uint8_t *sym,
+			   uint16_t **top, __m256i *least)
+{
+	__m256d a = _mm256_set_m128d(load_entries(enc, sym[16], sym[20]),
+				     load_entries(enc, sym[0], sym[4]));
+	__m256d b = _mm256_set_m128d(load_entries(enc, sym[24], sym[28]),
+				     load_entries(enc, sym[8], sym[12]));
+	__m256i rcp = _mm256_castps_si256(_mm256_shuffle_ps(
+		_mm256_castpd_ps(a), _mm256_castpd_ps(b), 0x88));
+	__m256i fs = _mm256_castps_si256(_mm256_shuffle_ps(
+		_mm256_castpd_ps(a), _mm256_castpd_ps(b), 0xdd));
+	__m256i f = _mm256_and_si256(fs, _mm256_set1_epi32(0xffff));
+	__m256i keep = _mm256_cmpgt_epi32(f, _mm256_srli_epi32(x, 20)), words, q, r;
+	unsigned m = 255 ^ (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(keep));
+
+	*least = _mm256_min_epu32(*least, fs);
+	words = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
+	_mm_storeu_si128(
+		(__m128i *)(void *)(*top - 8),
+		_mm_shuffle_epi8(_mm_packus_epi32(_mm256_castsi256_si128(words),
+						  _mm256_extracti128_si256(words, 1)),
+				 _mm_load_si128((const __m128i *)(const void *)gives[m])));
+	*top -= __builtin_popcount(m);
+	x = _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, keep);
+	/* The quotient is right or one too small. */
+	q = mulhi(x, rcp);
+	r = _mm256_sub_epi32(x, _mm256_mullo_epi32(q, f));
+	x = _mm256_add_epi32(_mm256_add_epi32(_mm256_slli_epi32(q, 12), r),
+			     _mm256_srli_epi32(fs, 16));
+	return _mm256_add_epi32(
+		x, _mm256_andnot_si256(_mm256_cmpgt_epi32(f, r),
+				       _mm256_sub_epi32(_mm256_set1_epi32(4096), f)));
+}
+
+static uint16_t *rans_encode_avx2(const struct eq_rans_enc *enc, uint32_t x[32],
+				  const uint8_t *sym, size_t groups, uint16_t *top)
+{
+	__m256i v[4], least = _mm256_set1_epi32(-1);
+
+	for (unsigned i = 0; i < 4; i++)
+		v[i] = _mm256_loadu_si256((const __m256i *)(const void *)(x + 8 * i));
+	for (sym += groups * EQ_GROUP; groups; groups--) {
+		sym -= EQ_GROUP;
+		for (unsigned t = 4; t-- > 0;) {
+#pragma GCC unroll 4
+			for (unsigned i = 4; i-- > 0;)
+				v[i] = encode_step(enc, v[i], sym + 32 * i + t, &top, &least);
+		}
+	}
+	for (unsigned i = 0; i < 4; i++)
+		_mm256_storeu_si256((__m256i *)(void *)(x + 8 * i), v[i]);
+	least = _mm256_cmpeq_epi32(least, _mm256_setzero_si256());
+	return _mm256_testz_si256(least, least) ? top : NULL;
 }
 
 void eq_kernels_init_avx2(struct eq_kernels *k)
@@ -123,5 +255,12 @@ void eq_kernels_init_avx2(struct eq_kernels *k)
 	k->isa = "avx2";
 	k->streams = 2;
 	k->rans_decode = rans_decode_avx2;
+	k->rans_encode = rans_encode_avx2;
 	eq_split_init_avx2(k);
+}
+
+void eq_kernels_init_avx2_gather(struct eq_kernels *k)
+{
+	eq_kernels_init_avx2(k);
+	k->rans_decode = rans_decode_avx2_gather;
 }

@@ -27,7 +27,7 @@
 #define PAGE 4096u
 #define AREA (64 * PAGE)
 
-static struct eq_kernels scalar, tested[3];
+static struct eq_kernels scalar, tested[4];
 static unsigned n_tested;
 
 /* ---- guarded buffers ------------------------------------------------------- */
@@ -488,12 +488,12 @@ static void test_map(void **state)
 	guarded_fini(&b);
 }
 
-static void add_tested(void (*init)(struct eq_kernels *k))
+static void add_tested(void (*init)(struct eq_kernels *k), const char *note)
 {
 	eq_kernels_init_c(&tested[n_tested]);
 	if (init)
 		init(&tested[n_tested]);
-	printf("# testing %s\n", tested[n_tested++].isa);
+	printf("# testing %s%s\n", tested[n_tested++].isa, note);
 }
 
 int main(void)
@@ -512,18 +512,20 @@ int main(void)
 
 	eq_kernels_init_c(&scalar);
 	/* Scalar against itself: what it says of guard pages holds for it too. */
-	add_tested(NULL);
+	add_tested(NULL, "");
 #ifdef HAVE_AVX2
-	if (flags & EQ_CPU_AVX2)
-		add_tested(eq_kernels_init_avx2);
+	if (flags & EQ_CPU_AVX2) {
+		add_tested(eq_kernels_init_avx2, ", loads");
+		add_tested(eq_kernels_init_avx2_gather, ", gathers");
+	}
 #endif
 #ifdef HAVE_AVX512
 	if (flags & EQ_CPU_AVX512)
-		add_tested(eq_kernels_init_avx512);
+		add_tested(eq_kernels_init_avx512, "");
 #endif
 #ifdef HAVE_NEON
 	if (flags & EQ_CPU_NEON)
-		add_tested(eq_kernels_init_neon);
+		add_tested(eq_kernels_init_neon, "");
 #endif
 	(void)flags;
 	return cmocka_run_group_tests(tests, NULL, NULL);
