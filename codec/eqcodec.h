@@ -333,8 +333,19 @@ bool eq_tmp_is(const char *name);
 /* Create one in dirfd (O_EXCL, O_RDWR, mode 0600). The creator holds an flock on
  * it, so that a later clean-up can tell litter from work in progress. */
 int eq_tmp_create(int dirfd, char name[EQ_TMP_NAME_SIZE], int *fd);
-/* Remove name if it is a temporary file that nobody holds. 0 or -errno;
- * -EBUSY if it is in use. */
+/*
+ * Move a file, of whatever type, to a temporary name, for a moment in which its own
+ * is wanted for an archive. If a crash comes before it is dropped, and nothing has
+ * its name, the next sweep puts it back; the store needs extended attributes for
+ * that. 0 or -errno.
+ */
+int eq_tmp_aside(int dirfd, const char *name, char aside[EQ_TMP_NAME_SIZE]);
+int eq_tmp_aside_back(int dirfd, const char *aside, const char *name);
+int eq_tmp_aside_drop(int dirfd, const char *aside);
+/* Forget what was to be moved aside when a crash came; nobody does so now. */
+void eq_tmp_aside_forget(int dirfd);
+/* Remove name if it is a temporary file that nobody holds: 0. 1: it was moved aside,
+ * and is back under its own name. Or -errno; -EBUSY if it is in use. */
 int eq_tmp_sweep(int dirfd, const char *name);
 /* Copy the user.* attributes of a file, without those of eqfs itself (user.eqfs.*).
  * from may be an O_PATH descriptor. Best effort. */

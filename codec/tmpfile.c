@@ -27,6 +27,7 @@
 #define TMP_DIGITS 16
 #define TMP_TRIES 100
 #define XATTR_OWN "user.eqfs."  /* what a mount says, not what a user set */
+#define XATTR_ASIDE XATTR_OWN "aside." /* of a directory: + digits = the name that it had */
 
 bool eq_tmp_is(const char *name)
 {
@@ -37,17 +38,26 @@ bool eq_tmp_is(const char *name)
 	       strspn(name, "0123456789abcdef") == TMP_DIGITS;
 }
 
+static int tmp_name(char name[EQ_TMP_NAME_SIZE])
+{
+	uint64_t id;
+
+	if (getrandom(&id, sizeof(id), 0) != sizeof(id))
+		return -EIO;
+	snprintf(name, EQ_TMP_NAME_SIZE, TMP_PREFIX "%016" PRIx64, id);
+	return 0;
+}
+
 int eq_tmp_create(int dirfd, char name[EQ_TMP_NAME_SIZE], int *out)
 {
 	struct stat st;
-	uint64_t id;
 	int fd, tries, rc;
 
 	*out = -1;
 	for (tries = 0; tries < TMP_TRIES; tries++) {
-		if (getrandom(&id, sizeof(id), 0) != sizeof(id))
-			return -EIO;
-		snprintf(name, EQ_TMP_NAME_SIZE, TMP_PREFIX "%016" PRIx64, id);
+		rc = tmp_name(name);
+		if (rc)
+			return rc;
 		fd = openat(dirfd, name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 		if (fd < 0) {
 			if (errno == EEXIST)
@@ -67,6 +77,94 @@ int eq_tmp_create(int dirfd, char name[EQ_TMP_NAME_SIZE], int *out)
 	return -EEXIST;
 }
 
+/* The mark of a file that was moved aside. By way of /proc, because directories may
+ * be open with O_PATH. */
+struct mark {
+	char dir[32], name[64];
+};
+
+static void mark_name(struct mark *m, int dirfd, const char *aside)
+{
+	snprintf(m->dir, sizeof(m->dir), "/proc/self/fd/%d", dirfd);
+	snprintf(m->name, sizeof(m->name), XATTR_ASIDE "%s", aside + TMP_PREFIX_LEN);
+}
+
+int eq_tmp_aside(int dirfd, const char *name, char aside[EQ_TMP_NAME_SIZE])
+{
+	struct mark m;
+	int rc = tmp_name(aside);
+
+	if (rc)
+		return rc;
+	mark_name(&m, dirfd, aside);
+	(void)!setxattr(m.dir, m.name, name, strlen(name), 0); /* where there are any */
+	if (renameat(dirfd, name, dirfd, aside)) {
+		rc = -errno;
+		(void)!removexattr(m.dir, m.name);
+	}
+	return rc;
+}
+
+int eq_tmp_aside_back(int dirfd, const char *aside, const char *name)
+{
+	struct mark m;
+
+	if (renameat2(dirfd, aside, dirfd, name, RENAME_NOREPLACE))
+		return -errno;
+	mark_name(&m, dirfd, aside);
+	(void)!removexattr(m.dir, m.name);
+	return 0;
+}
+
+int eq_tmp_aside_drop(int dirfd, const char *aside)
+{
+	struct mark m;
+
+	/* In this order, or a crash would leave a mark of nothing. */
+	mark_name(&m, dirfd, aside);
+	(void)!removexattr(m.dir, m.name);
+	return unlinkat(dirfd, aside, 0) ? -errno : 0;
+}
+
+void eq_tmp_aside_forget(int dirfd)
+{
+	char *names = malloc(XATTR_LIST_MAX), aside[EQ_TMP_NAME_SIZE], *p;
+	struct stat st;
+	struct mark m;
+	ssize_t len = -1;
+
+	mark_name(&m, dirfd, TMP_PREFIX);
+	if (names)
+		len = listxattr(m.dir, names, XATTR_LIST_MAX);
+	for (p = names; len > 0 && p < names + len; p += strlen(p) + 1) {
+		if (strncmp(p, XATTR_ASIDE, sizeof(XATTR_ASIDE) - 1))
+			continue;
+		snprintf(aside, sizeof(aside), TMP_PREFIX "%s", p + sizeof(XATTR_ASIDE) - 1);
+		if (fstatat(dirfd, aside, &st, AT_SYMLINK_NOFOLLOW) && errno == ENOENT)
+			(void)!removexattr(m.dir, p);
+	}
+	free(names);
+}
+
+/* Put back what a crash has left aside, unless its name is taken, be it by an archive. */
+static bool put_back(int dirfd, const char *aside)
+{
+	char name[NAME_MAX + 1], archive[NAME_MAX + sizeof(EQ_SUFFIX)];
+	struct stat st;
+	struct mark m;
+	ssize_t len;
+
+	mark_name(&m, dirfd, aside);
+	len = getxattr(m.dir, m.name, name, sizeof(name) - 1);
+	if (len <= 0)
+		return false;
+	name[len] = '\0';
+	snprintf(archive, sizeof(archive), "%s" EQ_SUFFIX, name);
+	if (strchr(name, '/') || fstatat(dirfd, archive, &st, AT_SYMLINK_NOFOLLOW) == 0)
+		return false;
+	return eq_tmp_aside_back(dirfd, aside, name) == 0;
+}
+
 int eq_tmp_sweep(int dirfd, const char *name)
 {
 	int fd, rc = 0;
@@ -74,13 +172,14 @@ int eq_tmp_sweep(int dirfd, const char *name)
 	if (!eq_tmp_is(name))
 		return -EINVAL;
 	fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	if (fd < 0)
+	if (fd < 0 && errno != ELOOP && errno != ENXIO) /* a link, a socket: nobody's work */
 		return -errno;
-	if (flock(fd, LOCK_EX | LOCK_NB))
+	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB))
 		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
-	else if (unlinkat(dirfd, name, 0))
-		rc = -errno;
-	close(fd);
+	if (!rc)
+		rc = put_back(dirfd, name) ? 1 : eq_tmp_aside_drop(dirfd, name);
+	if (fd >= 0)
+		close(fd);
 	return rc;
 }
 

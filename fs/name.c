@@ -5,12 +5,14 @@
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "eqcodec.h"
 #include "name.h"
 
 #define PARTIAL ".incomplete"
+#define XATTR_STALE "user.eqfs.stale"   /* the archive of this name is out of date */
 
 static bool has_suffix(const char *name, const char *suffix)
 {
@@ -118,4 +120,35 @@ int eq_name_find(int dirfd, const char *name, struct eq_found *f)
 int eq_name_stat(int dirfd, const char *name, struct eq_found *f)
 {
 	return find(dirfd, name, f, stat_one);
+}
+
+int eq_name_bury(int dirfd, const char *name)
+{
+	char archive[NAME_MAX + 1];
+	struct stat st;
+
+	if (eq_name_archive(name, archive) ||
+	    fstatat(dirfd, archive, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
+		return 0;
+	return unlinkat(dirfd, archive, 0) ? -errno : 0;
+}
+
+void eq_stale_mark(int fd, bool on)
+{
+	char path[EQ_PROC_SIZE];
+
+	eq_proc_path(path, fd);
+	if (on)
+		(void)!setxattr(path, XATTR_STALE, "1", 1, 0);
+	else
+		(void)!removexattr(path, XATTR_STALE);
+}
+
+void eq_stale_bury(int dirfd, const char *name, int fd)
+{
+	char path[EQ_PROC_SIZE];
+
+	eq_proc_path(path, fd);
+	if (getxattr(path, XATTR_STALE, NULL, 0) >= 0 && eq_name_bury(dirfd, name) == 0)
+		eq_stale_mark(fd, false);
 }

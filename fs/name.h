@@ -38,4 +38,15 @@ int eq_name_find(int dirfd, const char *name, struct eq_found *f);
 /* The same without opening: just f->archive and f->st. */
 int eq_name_stat(int dirfd, const char *name, struct eq_found *f);
 
+/* Remove the archive that the plain file NAME hides, if there is one. 0 or -errno. */
+int eq_name_bury(int dirfd, const char *name);
+/*
+ * Mark a plain file (any descriptor) that takes the place of an archive, until that
+ * is gone: a crash in between leaves both, and which is right must be known. Best
+ * effort: there may be no extended attributes.
+ */
+void eq_stale_mark(int fd, bool on);
+/* What a crash has left so is put right. The caller keeps others from the names. */
+void eq_stale_bury(int dirfd, const char *name, int fd);
+
 #endif

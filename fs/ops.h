@@ -103,8 +103,6 @@ void eq_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_
 		  const char *newname, unsigned int flags);
 /* A name of n is gone: of a file with others left, or of one without. */
 void eq_name_gone(struct eq_fs *fs, struct eq_node *n, struct eq_node *parent, const char *name);
-/* Remove the archive that the plain file `name` hides, if there is one. */
-int eq_name_bury(struct eq_node *dir, const char *name);
 /* May this be made here? Logs why not. */
 int eq_name_check(struct eq_fs *fs, const char *name, mode_t type);
 

@@ -366,17 +366,6 @@ void eq_name_gone(struct eq_fs *fs, struct eq_node *n, struct eq_node *parent, c
 	}
 }
 
-int eq_name_bury(struct eq_node *dir, const char *name)
-{
-	char archive[NAME_MAX + 1];
-	struct stat st;
-
-	if (eq_name_archive(name, archive) ||
-	    fstatat(dir->fd, archive, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
-		return 0;
-	return unlinkat(dir->fd, archive, 0) ? -errno : 0;
-}
-
 static int do_unlink(struct eq_fs *fs, struct eq_node *dir, const char *name)
 {
 	char archive[NAME_MAX + 1];
@@ -390,7 +379,7 @@ static int do_unlink(struct eq_fs *fs, struct eq_node *dir, const char *name)
 		rc = eq_name_archive(name, archive);
 		disk = archive;
 	} else if (!rc && S_ISREG(f.st.st_mode)) {
-		rc = eq_name_bury(dir, name); /* or it would rise now */
+		rc = eq_name_bury(dir->fd, name); /* or it would rise now */
 	}
 	if (rc)
 		return rc;

@@ -50,22 +50,19 @@ static int rename_disk(const struct side *from, const struct side *to, bool arch
 static int archive_over_plain(struct side *from, struct side *to)
 {
 	char aside[EQ_TMP_NAME_SIZE];
-	int rc, fd;
+	int rc;
 
 	if (S_ISDIR(to->f.st.st_mode))
 		return -EISDIR;
-	rc = eq_tmp_create(to->dir->fd, aside, &fd);
+	rc = eq_name_bury(to->dir->fd, to->name);
+	if (!rc)
+		rc = eq_tmp_aside(to->dir->fd, to->name, aside);
 	if (rc)
 		return rc;
-	rc = renameat(to->dir->fd, to->name, to->dir->fd, aside) ? -errno : 0;
-	if (!rc) {
-		rc = rename_disk(from, to, true, 0);
-		if (rc && renameat(to->dir->fd, aside, to->dir->fd, to->name) == 0)
-			goto out; /* as it was */
-	}
-	unlinkat(to->dir->fd, aside, 0);
-out:
-	close(fd);
+	rc = rename_disk(from, to, true, 0);
+	if (rc && eq_tmp_aside_back(to->dir->fd, aside, to->name) == 0)
+		return rc; /* as it was */
+	(void)eq_tmp_aside_drop(to->dir->fd, aside);
 	return rc;
 }
 
@@ -83,11 +80,16 @@ static int move(struct side *from, struct side *to)
 	if (to->there && to->f.archive && S_ISDIR(from->f.st.st_mode))
 		return -ENOTDIR;
 	/* The archive that the plain file hides must not show up behind it. */
-	rc = S_ISREG(from->f.st.st_mode) ? eq_name_bury(from->dir, from->name) : 0;
-	if (!rc)
-		rc = rename_disk(from, to, false, 0);
+	rc = S_ISREG(from->f.st.st_mode) ? eq_name_bury(from->dir->fd, from->name) : 0;
+	if (rc)
+		return rc;
+	if (to->there && to->f.archive && from->node)
+		eq_stale_mark(from->node->fd, true);
+	rc = rename_disk(from, to, false, 0);
 	if (!rc && !S_ISDIR(from->f.st.st_mode))
-		(void)!eq_name_bury(to->dir, to->name); /* hidden anyhow */
+		(void)!eq_name_bury(to->dir->fd, to->name); /* hidden anyhow */
+	if (to->there && to->f.archive && from->node)
+		eq_stale_mark(from->node->fd, false);
 	return rc;
 }
 
@@ -101,9 +103,9 @@ static int exchange(struct side *from, struct side *to)
 		return -EINVAL;
 	if (from->f.archive)
 		return rename_disk(from, to, true, RENAME_EXCHANGE);
-	rc = S_ISREG(from->f.st.st_mode) ? eq_name_bury(from->dir, from->name) : 0;
+	rc = S_ISREG(from->f.st.st_mode) ? eq_name_bury(from->dir->fd, from->name) : 0;
 	if (!rc && S_ISREG(to->f.st.st_mode))
-		rc = eq_name_bury(to->dir, to->name);
+		rc = eq_name_bury(to->dir->fd, to->name);
 	return rc ? rc : rename_disk(from, to, false, RENAME_EXCHANGE);
 }
 

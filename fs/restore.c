@@ -96,6 +96,7 @@ static int fill(struct restore *r)
 	if (fchmod(r->fd, st.st_mode & 07777))
 		return -errno;
 	eq_xattrs_copy(r->n->fd, r->fd);
+	eq_stale_mark(r->fd, true);
 	if (r->again)
 		eq_dirty_mark(r->fs, r->fd);
 	times[0] = st.st_atim;
@@ -104,6 +105,17 @@ static int fill(struct restore *r)
 		return -errno;
 	/* The long sync comes before the lock. */
 	return fsync(r->fd) ? -errno : 0;
+}
+
+/* A name that could not be synced is given up again: the archive is still there. */
+static void withdraw(struct restore *r)
+{
+	struct stat ours, at;
+
+	if (fstat(r->fd, &ours) == 0 &&
+	    fstatat(r->parent->fd, r->name, &at, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    at.st_ino == ours.st_ino && at.st_dev == ours.st_dev)
+		unlinkat(r->parent->fd, r->name, 0);
 }
 
 /* Under the lock of the names. */
@@ -122,6 +134,7 @@ static int swap(struct restore *r)
 	rc = eq_publish(r->parent->fd, r->fd, r->tmp, r->name);
 	if (rc) {
 		close(fd);
+		withdraw(r);
 		return rc;
 	}
 	r->tmp[0] = '\0';
@@ -132,6 +145,8 @@ static int swap(struct restore *r)
 	if (unlinkat(r->parent->fd, r->archive, 0))
 		eq_log(&r->fs->log, EQ_LOG_WARN, "%s: cannot remove: %s", r->archive,
 		       eq_strerror(-errno));
+	else
+		eq_stale_mark(r->fd, false);
 	return rc;
 }
 

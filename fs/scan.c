@@ -109,12 +109,14 @@ static void sweep(struct eq_fs *fs, struct eq_node *dir, const char *name)
 
 	if (fs->m->read_only)
 		return;
-	/* A rename in progress may have put a file aside for a moment. */
-	pthread_rwlock_rdlock(&fs->names);
+	/* A rename in progress may have put a file aside for a moment, and what a crash
+	 * has left aside may come back. */
+	pthread_rwlock_wrlock(&fs->names);
 	rc = eq_tmp_sweep(dir->fd, name);
 	pthread_rwlock_unlock(&fs->names);
-	if (!rc)
-		eq_log(&fs->log, EQ_LOG_INFO, "removed %s, left by a crash", name);
+	if (rc >= 0)
+		eq_log(&fs->log, EQ_LOG_INFO, "%s %s, left by a crash",
+		       rc ? "put back" : "removed", name);
 }
 
 static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
@@ -132,6 +134,8 @@ static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
 		return;
 	pthread_rwlock_rdlock(&fs->names);
 	rc = eq_name_find(dir->fd, name, &f);
+	if (!rc && S_ISREG(f.st.st_mode) && !f.archive && !fs->m->read_only)
+		eq_stale_bury(dir->fd, name, f.fd);
 	if (!rc)
 		rc = eq_node_take(&fs->nodes, &f, dir, name, false, &n);
 	pthread_rwlock_unlock(&fs->names);
@@ -163,6 +167,11 @@ static void *scan(void *arg)
 				visit(s, dir, e->d_name);
 		if (d)
 			closedir(d);
+		if (!s->fs->m->read_only) {
+			pthread_rwlock_wrlock(&s->fs->names);
+			eq_tmp_aside_forget(dir->fd);
+			pthread_rwlock_unlock(&s->fs->names);
+		}
 		eq_node_unref(&s->fs->nodes, dir);
 	}
 	s->fs->stats.walked = !s->stop;

@@ -223,6 +223,25 @@ static void fs_fini(struct eq_fs *fs)
 	eq_log_fini(&fs->log);
 }
 
+static void *unwind(void *arg)
+{
+	pthread_exit(arg);
+}
+
+/*
+ * libfuse ends its threads by pthread_cancel, for which glibc loads a library when it
+ * is first wanted, and aborts when there is no memory left for it. Load it now.
+ */
+static int load_unwinder(void)
+{
+	pthread_t thread;
+	int rc = -pthread_create(&thread, NULL, unwind, NULL);
+
+	if (!rc)
+		pthread_join(thread, NULL);
+	return rc;
+}
+
 static int serve(struct session *s)
 {
 	struct fuse_loop_config *config = fuse_loop_cfg_create();
@@ -235,7 +254,9 @@ static int serve(struct session *s)
 	fuse_loop_cfg_set_idle_threads(config, MAX_THREADS);
 	sigaction(SIGUSR2, &act, NULL);
 	s->main = pthread_self();
-	rc = -pthread_create(&s->signals, NULL, signals, s);
+	rc = load_unwinder();
+	if (!rc)
+		rc = -pthread_create(&s->signals, NULL, signals, s);
 	if (rc)
 		goto out;
 	rc = fuse_session_loop_mt(s->fs.se, config);

@@ -64,7 +64,7 @@ def mounted(path):
 class Mount:
     """eqfs in the foreground over a store; a context manager."""
 
-    def __init__(self, store, *options, settle="0.05", fails=False):
+    def __init__(self, store, *options, settle="0.05", fails=False, env=None, limits=None):
         self.store = os.path.realpath(store)
         os.makedirs(self.store, exist_ok=True)
         self.point = self.store + ".mnt"
@@ -74,7 +74,8 @@ class Mount:
         with open(self.log_path, "ab") as log:
             self.offset = log.tell()
             self.proc = subprocess.Popen([EQFS, "-f", "-v", "-o", opts, self.store, self.point],
-                                         stdin=subprocess.DEVNULL, stderr=log)
+                                         stdin=subprocess.DEVNULL, stderr=log, preexec_fn=limits,
+                                         env={**os.environ, **(env or {})})
         _mounts.append(self)
         poll("mounted or dead", lambda: mounted(self.point) or self.proc.poll() is not None)
         if self.proc.poll() is not None and not fails:
@@ -120,7 +121,8 @@ class Mount:
 
     def kill(self):
         """As a crash."""
-        self.proc.kill()
+        if self.proc.poll() is None:
+            self.proc.kill()
         self.proc.wait(30)
         self.force()
 

@@ -43,6 +43,7 @@ SCRIPT_TESTS = \
 	tests/cli_signal.sh \
 	tests/check_headers.py \
 	tests/mount_crash.py \
+	tests/mount_fault.py \
 	tests/mount_model.py \
 	tests/mount_names.py \
 	tests/mount_options.py \
@@ -58,6 +59,8 @@ TEST_FILES = \
 	tests/data \
 	tests/cli_lib.sh \
 	tests/codec_util.h \
+	tests/fault_lib.py \
+	tests/fault_shim.c \
 	tests/fuzz_util.h \
 	tests/quant_util.h \
 	tests/gpu_enc_host.h \

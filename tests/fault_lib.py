@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What applications do to a store, in short scenarios, while the daemon below them is
+killed or its calls fail, and what the store may then hold.
+
+A World knows which contents each name may have at any moment. A step that has returned
+leaves one possibility; one that was interrupted, those before, in the middle and after.
+"""
+import collections
+import ctypes
+import errno
+import random
+import re
+import resource
+import threading
+
+from mount_lib import *
+
+SHIM = os.environ.get("EQFS_FAULT_SHIM", "")
+ANY = "any contents"        # of a file that is being written
+DIRECTORY = "a directory"
+TEXT = b"not a model, and not to be lost either\n" * 100
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+if not os.path.exists(SHIM):
+    sys.exit("EQFS_FAULT_SHIM names no library to preload")
+
+
+def digest(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def source(n):
+    """The bytes of the n-th model, written once."""
+    path = scratch(f"source{n}")
+    if not os.path.exists(path):
+        save_file(model(n, rows=128, cols=256, layers=2), path)
+    return path
+
+
+class World:
+    """durable: what a step has made is synced before the step counts as done."""
+
+    def __init__(self, mount, files, durable=False):
+        self.m, self.durable = mount, durable
+        self.allowed = [dict(files)]
+
+    def path(self, name):
+        return self.m.path(name)
+
+    def step(self, act, *worlds):
+        """act() changes the world by these, of which the last is the outcome. A world
+        is {name: digest, or None for gone}."""
+        for change in worlds:
+            new = {**self.allowed[0], **change}
+            self.allowed.append({k: v for k, v in new.items() if v is not None})
+        act()
+        if self.durable:
+            self.sync(worlds[-1])
+        self.allowed = self.allowed[-1:]
+
+    def sync(self, names):
+        for name, what in names.items():
+            if what and what != DIRECTORY and not os.path.islink(self.path(name)):
+                fsync(self.path(name))
+            if os.path.isdir(os.path.dirname(self.path(name))):
+                fsync(os.path.dirname(self.path(name)))
+
+    def write(self, name, data):
+        self.step(lambda: put(self.path(name), data), {name: ANY}, {name: digest(data)})
+
+    def rename(self, old, new):
+        self.step(lambda: os.rename(self.path(old), self.path(new)),
+                  {old: None, new: self.allowed[0][old]})
+
+    def unlink(self, name):
+        self.step(lambda: os.unlink(self.path(name)), {name: None})
+
+    def link(self, old, new):
+        self.step(lambda: os.link(self.path(old), self.path(new)), {new: self.allowed[0][old]})
+
+    def settle(self, name):
+        """Until the daemon has done with the file, whatever came of it."""
+        poll(f"{name} settled", lambda: self.m.state(name) not in ("queued", "encoding"))
+
+    def check(self, m):
+        got = contents(m.point)
+        for want in self.allowed:
+            if got.keys() == want.keys() and all(want[k] in (ANY, got[k]) for k in got):
+                return
+        raise AssertionError(f"the store holds\n  {got}\nbut should hold one of\n  " +
+                             "\n  ".join(map(str, self.allowed)))
+
+
+def write_all(f, data):
+    while data:
+        data = data[f.write(data):]
+
+
+def put(path, data):
+    with open(path, "wb", buffering=0) as f:
+        write_all(f, data)
+
+
+def fsync(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def contents(top):
+    """{relative name: digest} of everything below a directory."""
+    got = {}
+
+    def fail(e):
+        raise e
+    for d, dirs, files in os.walk(top, onerror=fail):
+        for n in dirs + files:
+            path = os.path.join(d, n)
+            name = os.path.relpath(path, top)
+            if os.path.islink(path):
+                got[name] = os.readlink(path)
+            else:
+                got[name] = DIRECTORY if n in dirs else sha(path)
+    return got
+
+
+# ---- scenarios: of a store that holds the archives a and b and the text t ----------------
+
+def copy_in(w):
+    w.write("new.incomplete", read(source(3)))
+    w.rename("new.incomplete", "new")
+    w.settle("new")
+    w.unlink("new")
+
+
+def archive_over_plain(w):
+    w.rename("a", "t")
+
+
+def archive_over_archive(w):
+    w.rename("a", "b")
+
+
+def plain_over_archive(w):
+    w.write("x", read(source(3)))
+    w.rename("x", "a")
+    w.settle("a")
+
+
+def text_over_archive(w):
+    w.rename("t", "a")
+
+
+def plain_over_plain(w):
+    w.write("x", read(source(3)))
+    w.rename("x", "t")
+    w.settle("t")
+
+
+def safetensors_writer(w):
+    """Temporary file, ftruncate, writes, rename over."""
+    data = read(source(3))
+    tmp = w.path("tmp")
+
+    def save():
+        with open(tmp, "wb", buffering=0) as f:
+            os.ftruncate(f.fileno(), len(data))
+            for at in range(0, len(data), 100000):
+                write_all(f, data[at:at + 100000])
+    w.step(save, {"tmp": ANY}, {"tmp": digest(data)})
+    w.rename("tmp", "a")
+    w.settle("a")
+
+
+def modify(w):
+    data = bytearray(read(source(1)))
+    data[-5] ^= 1
+
+    def change():
+        with open(w.path("a"), "r+b", buffering=0) as f:
+            f.seek(-5, os.SEEK_END)
+            f.write(data[-5:-4])
+    w.step(change, {"a": digest(data)})
+    w.settle("a")
+
+
+def rewrite(w):
+    w.step(lambda: put(w.path("a"), b"short"), {"a": digest(b"")}, {"a": ANY}, {"a": digest(b"short")})
+
+
+def cut(w):
+    data = read(source(1))[:-1]
+    w.step(lambda: os.truncate(w.path("a"), len(data)), {"a": digest(data)})
+    w.settle("a")
+
+
+def links(w):
+    w.link("a", "l")
+    w.unlink("a")
+    w.link("t", "u")
+    w.unlink("t")
+    w.write("x", read(source(3)))
+    w.link("x", "y")
+    w.unlink("x")
+    w.settle("y")
+
+
+def directories(w):
+    w.step(lambda: os.mkdir(w.path("d")), {"d": DIRECTORY})
+    w.rename("a", "d/a")
+    w.step(lambda: os.symlink("d/a", w.path("s")), {"s": "d/a"})
+    w.step(lambda: os.rename(w.path("d"), w.path("e")),
+           {"d": None, "d/a": None, "e": DIRECTORY, "e/a": w.allowed[0]["d/a"]})
+    w.unlink("e/a")
+    w.step(lambda: os.rmdir(w.path("e")), {"e": None})
+
+
+def attributes(w):
+    for name in ("a", "t"):
+        w.step(lambda name=name: os.chmod(w.path(name), 0o640), {})
+        w.step(lambda name=name: os.utime(w.path(name), ns=(1, 2)), {})
+        w.step(lambda name=name: os.setxattr(w.path(name), "user.x", b"1"), {})
+
+
+def long_name(w):
+    w.rename("a", "x" * 255)
+
+
+def exchange(w):
+    def act():
+        if LIBC.renameat2(-100, w.path("a").encode(), -100, w.path("b").encode(), 2):
+            raise OSError(ctypes.get_errno(), "renameat2")
+    w.step(act, {"a": w.allowed[0]["b"], "b": w.allowed[0]["a"]})
+
+
+SCENARIOS = (copy_in, archive_over_plain, archive_over_archive, plain_over_archive, text_over_archive,
+             plain_over_plain, safetensors_writer, modify, rewrite, cut, links, directories, attributes, long_name,
+             exchange)
+
+
+# ---- running them ---------------------------------------------------------------------
+
+def template():
+    """A store to copy, and what it shows."""
+    store = scratch("template")
+    if not os.path.exists(store):
+        os.makedirs(store)
+        for n, name in ((1, "a"), (2, "b")):
+            eqar("pack", source(n), os.path.join(store, name + ".eqar"))
+        put(os.path.join(store, "t"), TEXT)
+    return store, {"a": sha(source(1)), "b": sha(source(2)), "t": digest(TEXT)}
+
+
+Event = collections.namedtuple("Event", "n op paths result")
+
+
+def log_of(path):
+    """The events of a run, with paths relative to the store."""
+    events = []
+    with open(path, encoding="utf-8", errors="surrogateescape") as f:
+        for line in f:
+            m = re.fullmatch(r"(\d+) (\w+) (.*) (-?\d+)\n", line)
+            assert m, line
+            paths = [p[1:] for p in m[3].replace(" (deleted)", "").split(" ")]
+            events.append(Event(int(m[1]), m[2], paths, int(m[4])))
+    return events
+
+
+def is_tmp(name):
+    return ".eqfs-tmp." in name
+
+
+class Run:
+    """One scenario in a fresh store under one fault ("" for none)."""
+
+    def __init__(self, scenario, fault="", ops="", store=None, durable=False, limits=None, prepare=None):
+        self.log_path = scratch("fault.events")
+        self.failed = False
+        self.healthy = "pread" not in ops and not limits # as far as reading goes
+        self.store = store or scratch("fault")
+        self.what = f"{scenario.__name__} {fault} {ops}"
+        origin, files = template()
+        shutil.rmtree(self.store, ignore_errors=True)
+        shutil.copytree(origin, self.store)
+        if durable:
+            os.sync()
+        if prepare:
+            prepare()
+        with open(self.log_path, "wb"):
+            pass
+        env = {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(self.store), "EQFS_FAULT": fault,
+               "EQFS_FAULT_LOG": self.log_path,
+               "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
+        if ops:
+            env["EQFS_FAULT_OPS"] = ops
+        self.m = Mount(self.store, settle="0", env=env, limits=limits)
+        self.world = World(self.m, files, durable)
+        try:
+            scenario(self.world)
+        except OSError as e:
+            self.failed = True
+            # Of a daemon that was killed there may still be a last breath.
+            if e.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+                self.m.proc.wait(30)
+        except BaseException:
+            print(f"  in {self.what}")
+            raise
+
+    def died(self):
+        return self.m.proc.poll() is not None
+
+    def events(self):
+        return log_of(self.log_path)
+
+    def end(self):
+        """The daemon goes, by itself if it is still there."""
+        if self.died():
+            assert self.m.proc.returncode == -signal.SIGKILL, self.m.log()
+            self.m.kill()
+            return
+        if self.healthy:
+            self.world.check(self.m)
+        self.m.stop()
+
+    def finish(self, between=None):
+        """The daemon goes, and with the next one everything must be right again."""
+        # Without its mark a file is not known to be wanted or not.
+        unmarked = any(e.op == "setxattr" and e.result < 0 for e in self.events())
+        try:
+            self.end()
+            if between:
+                between()
+            with Mount(self.store, settle="0") as m:
+                self.world.check(m)
+                recover(m, not unmarked)
+                self.world.check(m)
+            tidy(self.store, not unmarked)
+        except BaseException:
+            print(f"  after {self.what}; its last events:", *self.events()[-8:], sep="\n    ")
+            raise
+
+
+def recover(m, converge):
+    """Until the mount has swept and encoded what there was."""
+    models = {sha(source(n)) for n in (1, 2, 3)}
+    for name, what in contents(m.point).items():
+        if not converge or what not in models or "incomplete" in name or len(name) > 250:
+            continue
+        if os.stat(m.path(name)).st_nlink == 1:
+            m.settle(name)
+    poll("litter swept", lambda: not any(map(is_tmp, os.listdir(m.store))))
+
+
+def tidy(store, marked):
+    for d, _, files in os.walk(store):
+        both = {n for n in files if n + ".eqar" in files}
+        assert not both or not marked, f"both forms of {both}"
+        assert not any(map(is_tmp, files)), files
+        assert not [a for a in os.listxattr(d) if "eqfs.aside" in a], d
+
+
+def spread(points, n, seed=1):
+    """n of the points, or all if there are no more."""
+    return points if not n or n >= len(points) else random.Random(seed).sample(points, n)
+
+
+class Disk:
+    """A small ext4 of its own, which can be filled, or lose power."""
+
+    def __init__(self, name, options="", mib=24):
+        self.options, self.point = options, scratch(name)
+        self.image, self.fresh = scratch(name + ".img"), scratch(name + ".fresh")
+        os.makedirs(self.point, exist_ok=True)
+        with open(self.fresh, "wb") as f:
+            f.truncate(mib << 20)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-I", "256", self.fresh], check=True)
+        self.store = os.path.join(self.point, "store")
+        self.filler = os.path.join(self.point, "filler")
+
+    def __enter__(self):
+        shutil.copyfile(self.fresh, self.image)
+        self.attach()
+        return self
+
+    def __exit__(self, *exc):
+        self.detach()
+
+    def attach(self):
+        subprocess.run(["mount", "-o", "loop" + self.options, self.image, self.point], check=True)
+
+    def detach(self):
+        subprocess.run(["umount", "-l", self.point], check=True)
+
+    def cut(self):
+        """What is on the medium at this moment is all that is left."""
+        shutil.copyfile(self.image, self.image + ".cut")
+        self.detach()
+        os.rename(self.image + ".cut", self.image)
+        self.attach()
+
+    def fill(self, left):
+        """All but about so many bytes."""
+        with open(self.filler, "wb", buffering=0) as f:
+            st = os.statvfs(self.point)
+            for _ in range(max(st.f_bavail * st.f_bsize - left, 0) >> 12):
+                try:
+                    f.write(bytes(4096))
+                except OSError:
+                    break
+            os.fsync(f.fileno())
+
+
+def disks():
+    """Can there be any? Says why not."""
+    try:
+        with Disk("probe", mib=4):
+            return True
+    except (OSError, subprocess.CalledProcessError) as e:
+        print("  no loop devices here:", e)
+        return False
+
+
+__all__ = [n for n in dir() if not n.startswith("_")]

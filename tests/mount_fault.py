@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Crashes, failing calls, full disks, power cuts and little memory at every step that the
+daemon takes, one after the other. EQFS_CRASH_POINTS: how many to try of each kind; 0: all
+that there are, and 1000 kills in all."""
+from fault_lib import *
+
+POINTS = int(os.environ.get("EQFS_CRASH_POINTS", "20"))
+KILLS = POINTS or 1000
+ERRORS = (errno.ENOSPC, errno.EIO)
+
+
+def baseline(scenarios=SCENARIOS, **how):
+    """{scenario: events of a run without a fault}, which must go through."""
+    seen = {}
+    for s in scenarios:
+        r = Run(s, **how)
+        assert not r.failed and not r.died(), r.what
+        seen[s] = r.events()
+        r.finish()
+        assert seen[s], r.what
+    return seen
+
+
+EVENTS = baseline()
+
+
+def killed(r):
+    """Did the kill come? If the scenario was over before, it comes now."""
+    hit = r.died()
+    r.m.proc.kill()
+    r.m.proc.wait(30)
+    return hit
+
+
+def test_kill_steps():
+    """SIGKILL before each event in turn, and in the middle of each write."""
+    points = [(s, how, e) for s, events in EVENTS.items() for e in events
+              for how in (("before", "torn") if e.op == "write" else ("before",))]
+    hit = 0
+    chosen = spread(points, POINTS)
+    for s, how, e in chosen:
+        r = Run(s, f"{how}:{e.n}")
+        hit += killed(r)
+        r.finish()
+    print(f"  {len(chosen)} of {len(points)} points, killed at {hit}")
+    assert hit >= len(chosen) * 3 // 4
+
+
+def test_kill_moments():
+    """SIGKILL at random moments."""
+    rng = random.Random(2)
+    n = max(KILLS - sum(map(len, EVENTS.values())), 0) if not POINTS else POINTS // 2
+    hit = 0
+    for _ in range(n):
+        def scenario(w, s=rng.choice(SCENARIOS)):
+            timer = threading.Timer(rng.expovariate(1 / 0.03), w.m.proc.kill)
+            timer.start()
+            try:
+                s(w)
+            finally:
+                timer.join()
+        r = Run(scenario)
+        hit += r.failed
+        killed(r)
+        r.finish()
+    print(f"  {n} kills, {hit} during an operation")
+
+
+def test_order():
+    """What a power cut must not turn round: contents are synced before they get their
+    name, and the name before what it replaces goes."""
+    swaps = 0
+    for s, events in EVENTS.items():
+        for i, e in enumerate(events):
+            if e.op != "rename" or not is_tmp(e.paths[0]):
+                continue
+            tmp, name = e.paths
+            before = [b.op for b in events[:i] if b.paths == [tmp]]
+            assert before[-1] == "fsync" and "write" not in before[before.index("fsync"):], (s, before)
+            other = name.removesuffix(".eqar") if name.endswith(".eqar") else name + ".eqar"
+            rest = events[i + 1:]
+            gone = [k for k, b in enumerate(rest) if b.op in ("rename", "unlink") and b.paths[0] == other]
+            if gone:
+                synced = [b for b in rest[:gone[0]] if b.op == "fsync" and b.paths == [os.path.dirname(name)]]
+                assert synced, (s, rest[:gone[0] + 1])
+                swaps += 1
+    assert swaps >= 8, f"only {swaps} swaps seen"
+
+
+def test_power():
+    """The disk as it was at the moment of a power cut: what was synced is there."""
+    if os.geteuid() or not disks():
+        return
+    points = []
+    with Disk("power", ",noauto_da_alloc") as disk:
+        for s, events in baseline(spread(SCENARIOS, POINTS // 4, 3), store=disk.store, durable=True).items():
+            points += [(s, e.n) for e in events]
+        chosen = spread(points, POINTS // 2)
+        for s, n in chosen:
+            r = Run(s, f"before:{n}", store=disk.store, durable=True)
+            killed(r)
+            r.finish(between=disk.cut)
+    print(f"  {len(chosen)} of {len(points)} points")
+
+
+def test_errors():
+    """The n-th call fails, once or from then on."""
+    points = [(s, e, error, count) for s, events in EVENTS.items() for e in events
+              for error in ERRORS for count in (1, 10**6)]
+    failed = 0
+    chosen = spread(points, POINTS)
+    for s, e, error, count in chosen:
+        r = Run(s, f"errno:{e.n}:{error}:{count}")
+        assert not r.died(), r.m.log()
+        failed += r.failed
+        r.finish()
+    print(f"  {len(chosen)} of {len(points)} points, {failed} seen by the application")
+
+
+def test_read_errors():
+    chosen = spread([(s, n) for s in SCENARIOS for n in range(1, 12)], POINTS // 2)
+    for s, n in chosen:
+        r = Run(s, f"errno:{n}:{errno.EIO}:1", ops=",pread,")
+        assert not r.died(), r.m.log()
+        r.finish()
+
+
+def test_full():
+    """A disk that is full from the beginning, or so many KiB later."""
+    if os.geteuid() or not disks():
+        return
+    chosen = spread([(s, kib) for s in SCENARIOS for kib in (0, 4, 8, 40, 100, 160, 200, 260, 330)], POINTS // 2)
+    with Disk("small", mib=8) as disk:
+        for s, kib in chosen:
+            r = Run(s, store=disk.store, prepare=lambda kib=kib: disk.fill(kib << 10))
+            assert not r.died(), r.m.log()
+            r.what += f" {kib} KiB"
+            r.finish(between=lambda: os.unlink(disk.filler))
+
+
+def test_memory():
+    """Less and less memory: what works is right, and nothing is lost."""
+    if b"libasan" in read(EQFS):
+        print("  not with the address sanitizer, which needs all there is")
+        return
+    ran = 0
+    for mib in spread(list(range(40, 400, 10)), POINTS // 2):
+        size = mib << 20
+        try:
+            r = Run(copy_in, limits=lambda size=size: resource.setrlimit(resource.RLIMIT_AS, (size, size)))
+        except AssertionError as e:
+            assert "did not mount" in str(e), e
+            continue
+        assert not r.died(), r.m.log()
+        ran += 1
+        r.finish()
+    assert ran, "it never mounted"
+
+
+run(globals())
