@@ -347,7 +347,7 @@ void eq_tmp_aside_forget(int dirfd);
 /* Remove name if it is a temporary file that nobody holds: 0. 1: it was moved aside,
  * and is back under its own name. Or -errno; -EBUSY if it is in use. */
 int eq_tmp_sweep(int dirfd, const char *name);
-/* Copy the user.* attributes of a file, without those of eqfs itself (user.eqfs.*).
+/* Copy the access control list and the user.* attributes of a file, without those of eqfs itself (user.eqfs.*).
  * from may be an O_PATH descriptor. Best effort. */
 void eq_xattrs_copy(int from, int to);
 /* fsync fd, rename tmp to final in dirfd, fsync dirfd. On failure tmp is still

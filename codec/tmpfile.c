@@ -27,6 +27,7 @@
 #define TMP_DIGITS 16
 #define TMP_TRIES 100
 #define XATTR_OWN "user.eqfs."  /* what a mount says, not what a user set */
+#define XATTR_ACL "system.posix_acl_access"
 #define XATTR_ASIDE XATTR_OWN "aside." /* of a directory: + digits = the name that it had */
 
 bool eq_tmp_is(const char *name)
@@ -200,6 +201,12 @@ void eq_xattrs_copy(int from, int to)
 		if (n >= 0)
 			(void)!fsetxattr(to, p, value, (size_t)n, 0);
 	}
+	/* What the directory gives to whatever is made in it is not of that file. */
+	n = names ? getxattr(path, XATTR_ACL, value, XATTR_SIZE_MAX) : -1;
+	if (n >= 0)
+		(void)!fsetxattr(to, XATTR_ACL, value, (size_t)n, 0);
+	else
+		(void)!fremovexattr(to, XATTR_ACL);
 	free(names);
 }
 

@@ -83,6 +83,10 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 {
 	struct eq_fs *fs = userdata;
 
+	/* The kernel then heeds the access control lists of the store; it leaves the
+	 * umask to us, because a directory's list may take its place. */
+	if (conn->capable & FUSE_CAP_POSIX_ACL)
+		conn->want |= FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK;
 	/* We write with our own rights, so the kernel has to drop set-id bits. */
 	conn->want &= ~(unsigned)FUSE_CAP_HANDLE_KILLPRIV;
 	conn->max_background = 64;

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/fsuid.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "compact.h"
@@ -142,6 +143,16 @@ static int give(const struct make *m, int dirfd, const char *name, const struct 
 	return 0;
 }
 
+/* The mode without the caller's umask, unless the directory has a list of its own for
+ * what is made in it, which the store's filesystem applies. */
+static mode_t masked(const struct eq_node *dir, mode_t mode, mode_t mask)
+{
+	char path[EQ_PROC_SIZE];
+
+	eq_proc_path(path, dir->fd);
+	return getxattr(path, "system.posix_acl_default", NULL, 0) > 0 ? mode : mode & ~mask;
+}
+
 /* Make it as the caller, which also gives it owner and group by the rules of the
  * store's filesystem. Under fs->names. */
 static int make(fuse_req_t req, struct eq_node *dir, const char *name, struct make *m)
@@ -152,6 +163,8 @@ static int make(fuse_req_t req, struct eq_node *dir, const char *name, struct ma
 	struct stat st;
 	int rc;
 
+	if ((m->mode & S_IFMT) != S_IFLNK)
+		m->mode = masked(dir, m->mode, ctx->umask & 0777);
 	if (other) {
 		setfsgid(ctx->gid);
 		setfsuid(ctx->uid);

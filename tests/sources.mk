@@ -47,6 +47,7 @@ SCRIPT_TESTS = \
 	tests/mount_model.py \
 	tests/mount_names.py \
 	tests/mount_options.py \
+	tests/mount_posix.py \
 	tests/mount_random.py \
 	tests/mount_stats.py \
 	tests/neon.sh
@@ -68,5 +69,6 @@ TEST_FILES = \
 	tests/gpu_util.h \
 	tests/gen_model.py \
 	tests/gen_bad_headers.py \
+	tests/posix_cases.py \
 	tests/st_text.h \
 	tests/mount_lib.py

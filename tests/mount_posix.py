@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No failure in a mount that the filesystem below it does not have: our own cases, and
+those suites and tools that are installed, in both. EQFS_POSIX=long: more of everything."""
+from posix_cases import *
+
+# Of stress-ng's class these want to be told what to do, other privileges, or minutes.
+STRESS_NOT = "bind-mount,binderfs,fanotify,procfs,verity,file-ioctl,inode-flags,chattr,iomix,hdd"
+
+
+def places(name):
+    """The two to be compared, the plain one first. A generator, so that they end."""
+    os.chmod(TMP, 0o755)
+    yield Place(scratch(name + ".plain"))
+    with Mount(scratch(name), *(["allow_other"] if ROOT else [])) as m:
+        yield Place(m.path("place"), m)
+
+
+def test_cases():
+    below, broken = {}, {}
+    for p in places("cases"):
+        for name, fn in all_cases().items():
+            try:
+                fn(Place(p(name), p.mount))
+            except Exception as e: # pylint: disable=broad-except
+                if not p.mount:
+                    below[name] = e
+                elif name not in below:
+                    broken[name] = e
+                    traceback.print_exc(file=sys.stdout)
+    for name, e in below.items():
+        print(f"  {name}: not below either: {e!r}")
+    assert len(below) < len(all_cases()) // 4, "a strange filesystem to test on"
+    assert not broken, "only in the mount: " + " ".join(broken)
+    print(f"  {len(all_cases())} cases")
+
+
+def tool(name, variable=None):
+    """A program that need not be there; and its absence is said."""
+    path = os.environ.get(variable or "") or shutil.which(name)
+    if not path:
+        print(f"  no {name} here")
+    return path
+
+
+def test_pjdfstest():
+    """configure finds it, or PJDFSTEST says where: the program, with tests/ beside it."""
+    path = LONG and tool("pjdfstest", "PJDFSTEST")
+    if not path:
+        return
+    if not ROOT:
+        print("  not root: nothing to run")
+        return
+    tests = os.path.join(os.path.dirname(os.path.realpath(path)), "tests")
+    results = []
+    for p in places("pjd"):
+        os.chmod(p(), 0o755)
+        r = subprocess.run(["prove", "-r", "-j2", tests], cwd=p(), capture_output=True, text=True, check=False)
+        print("  " + "\n  ".join(r.stdout.splitlines()[-2:]))
+        results.append({s.split()[0] for s in r.stdout.splitlines() if "Failed: 0)" not in s and "Wstat" in s})
+        assert "Files=" in r.stdout, r.stdout + r.stderr
+    assert results[1] <= results[0], f"only in the mount: {results[1] - results[0]}"
+
+
+def test_fsx():
+    fsx = tool("fsx", "FSX")
+    if not fsx:
+        return
+    n = "100000" if LONG else "2000"
+    for p in places("fsx"):
+        for args in (["-S", "1"], ["-S", "2", "-Z", "-r", "4096", "-w", "4096"], ["-S", "3", "-l", "1000000", "-W"]):
+            r = subprocess.run([fsx, "-q", "-N", n, *args, p("f")], capture_output=True, text=True, check=False)
+            assert r.returncode == 0 and "A-OK" in r.stdout, (p.mount, r.stdout, r.stderr)
+
+
+def test_fio():
+    fio = tool("fio")
+    if not fio:
+        return
+    size = "256M" if LONG else "8M"
+    for p in places("fio"):
+        for engine, extra in (("psync", []), ("mmap", []), ("psync", ["--direct=1"]), ("libaio", ["--direct=1", "--iodepth=8"])):
+            r = subprocess.run([fio, "--name=v", "--directory=" + p(), "--rw=randwrite", "--bsrange=4k-128k",
+                                "--size=" + size, "--numjobs=3", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
+                                "--verify_backlog=64", "--ioengine=" + engine, *extra],
+                               capture_output=True, text=True, check=False)
+            assert r.returncode == 0 and "err= 0" in r.stdout, (p.mount, engine, r.stdout[-3000:], r.stderr)
+
+
+def test_dbench():
+    dbench = tool("dbench")
+    if not dbench:
+        return
+    for p in places("dbench"):
+        r = subprocess.run([dbench, "-t", "60" if LONG else "3", "-D", p(), "4"], capture_output=True, text=True,
+                           check=False)
+        bad = [s for s in r.stdout.splitlines() if "failed" in s and "barrier" not in s]
+        assert r.returncode == 0 and "Throughput" in r.stdout and not bad, (p.mount, r.stdout[-3000:])
+        print("  " + [s for s in r.stdout.splitlines() if "Throughput" in s][0])
+
+
+def test_stress():
+    """stress-ng's class of filesystem stressors, models being encoded beside them."""
+    stress = LONG and tool("stress-ng")
+    if not stress:
+        return
+    failed = []
+    for p in places("stress"):
+        for i in range(4):
+            p.put(f"m{i}", read(saved(i)))
+        r = subprocess.run([stress, "--class", "filesystem", "--sequential", "2", "--exclude", STRESS_NOT, "--timeout",
+                            "5", "--temp-path", p(), "--verify", "--metrics"], capture_output=True, text=True, check=False)
+        out = r.stdout + r.stderr
+        failed.append({s.split("stress-ng-")[-1].split(":")[0] for s in out.splitlines() if "fail:" in s})
+        print(f"  {len([s for s in out.splitlines() if 'metrc:' in s]) - 2} stressors, failed: {failed[-1] or 'none'}")
+        for i in range(4):
+            assert read(p(f"m{i}")) == read(saved(i))
+        if p.mount:
+            assert not failed[1] - failed[0], out[-6000:]
+            assert p.mount.proc.poll() is None
+
+
+run(globals())
