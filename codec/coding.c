@@ -325,6 +325,8 @@ static void part_copy(struct chunk *ch, struct eq_disk_part head,
 	part_end(ch, &head, len);
 }
 
+#define PAIR_RUN 32     /* blocks packed at once */
+
 /* The positions and bytes of the nibbles 15 of one block, behind *n_esc. */
 static void block_escapes(const uint8_t *in, size_t n, const uint8_t index[256],
 			  size_t pos, uint32_t *esc, size_t *n_esc)
@@ -342,6 +344,23 @@ void eq_pair_index(const struct eq_freq *freq, uint8_t index[256])
 			index[freq->nibble[i]] = (uint8_t)i;
 }
 
+/* Whether a block of pairs has a nibble 15. */
+static bool has_escape(const uint8_t pair[64])
+{
+	const uint64_t ones = UINT64_C(0x1111111111111111);
+	uint64_t found = 0;
+
+	for (unsigned i = 0; i < 64; i += 8) {
+		uint64_t v;
+
+		/* Now look for a nibble 0; to subtract 1 borrows there first. */
+		memcpy(&v, pair + i, 8);
+		v = ~v;
+		found |= (v - ones) & ~v & ones << 3;
+	}
+	return found;
+}
+
 /* Returns the bytes of the part, or 0 when it cannot be or would not pay. */
 static size_t part_pair(struct chunk *ch, unsigned arg, const uint8_t *sym,
 			size_t n, struct eq_disk_part *head)
@@ -349,24 +368,31 @@ static size_t part_pair(struct chunk *ch, unsigned arg, const uint8_t *sym,
 	const struct eq_freq *freq = &ch->c->freq[arg];
 	uint8_t *pair = ch->scratch, *out = ch->out + ch->pos;
 	uint32_t *esc = (uint32_t *)(void *)(pair + round_up(n, 128) / 2);
-	size_t n_esc = 0, size, blocks = (n + 127) / 128;
+	size_t n_esc = 0, size, blocks = (n + 127) / 128, run;
 	uint8_t index[256], last[128];
 
 	eq_pair_index(freq, index);
-	for (size_t b = 0; b < blocks; b++) {
+	for (size_t b = 0; b < blocks; b += run) {
 		const uint8_t *in = sym + b * 128;
-		size_t len = n - b * 128 < 128 ? n - b * 128 : 128;
+		size_t len = n - b * 128;
 
-		if (len < 128) {
+		run = len / 128 < PAIR_RUN ? len / 128 : PAIR_RUN;
+		if (!run) {
 			memcpy(last, in, len);
 			memset(last + len, freq->nibble[0], 128 - len);
 			in = last;
+			run = 1;
 		}
-		if (!ch->k->pair_pack(in, 1, index, pair + b * 64))
+		if (!ch->k->pair_pack(in, run, index, pair + b * 64))
 			continue;
-		if (n_esc + 128 > ESCAPES_MAX(n))
-			return 0;
-		block_escapes(in, len, index, b * 128, esc, &n_esc);
+		for (size_t i = 0; i < run; i++) {
+			if (!has_escape(pair + (b + i) * 64))
+				continue;
+			if (n_esc + 128 > ESCAPES_MAX(n))
+				return 0;
+			block_escapes(in + i * 128, len < 128 ? len : 128, index,
+				      (b + i) * 128, esc, &n_esc);
+		}
 	}
 	size = eq_rans_write(ch->k, &ch->c->enc[arg], pair, blocks * 64, out,
 			     &head->n_words);

@@ -82,6 +82,24 @@ static void map32_c(const uint8_t *sym, size_t n, const uint32_t lut[256],
 		memcpy(o + 4 * i, &lut[sym[i]], 4);
 }
 
+static size_t pair_map16_c(const uint8_t *pair, size_t blocks,
+			   const uint16_t lut[16], void *out)
+{
+	size_t escapes = 0;
+	uint8_t *o = out;
+
+	for (; blocks; blocks--, pair += 64, o += 256) {
+		for (unsigned j = 0; j < 64; j++) {
+			unsigned low = pair[j] & 15, high = pair[j] >> 4;
+
+			memcpy(o + 2 * j, &lut[low], 2);
+			memcpy(o + 128 + 2 * j, &lut[high], 2);
+			escapes += (low == 15) + (high == 15);
+		}
+	}
+	return escapes;
+}
+
 void eq_dequant_init_c(struct eq_kernels *k)
 {
 	k->lut_bf16 = lut_bf16_c;
@@ -89,4 +107,5 @@ void eq_dequant_init_c(struct eq_kernels *k)
 	k->lut_f32 = lut_f32_c;
 	k->map16 = map16_c;
 	k->map32 = map32_c;
+	k->pair_map16 = pair_map16_c;
 }

@@ -73,6 +73,11 @@ struct eq_kernels {
 			 uint8_t *const *plane);
 	void (*merge[4])(const uint8_t *const *plane, size_t n, bool rotate,
 			 void *units);
+	/* pair_expand and merge[1] in one: the expanded bytes are plane 0, and
+	 * `low`, blocks * 128 bytes, is plane 1. */
+	size_t (*pair_merge16)(const uint8_t *pair, size_t blocks,
+			       const uint8_t nibble[16], const uint8_t *low,
+			       bool rotate, void *units);
 
 	/* lut[s] = convert(value[s] * scale), the product and the conversion
 	 * rounded to nearest even. A symbol without a value (NaN) gives some
@@ -85,6 +90,9 @@ struct eq_kernels {
 		      void *out);
 	void (*map32)(const uint8_t *sym, size_t n, const uint32_t lut[256],
 		      void *out);
+	/* pair_expand and map16 in one, with the units of the nibbles. */
+	size_t (*pair_map16)(const uint8_t *pair, size_t blocks,
+			     const uint16_t lut[16], void *out);
 };
 
 /* The best table for this CPU, less what EQFS_DISABLE_CPU masks; static. */

@@ -32,6 +32,9 @@ EQ_CODEC_SOURCES = \
 	codec/backend_cpu.c \
 	codec/backend_simple.c \
 	codec/backend_simple.h \
+	codec/chunk_dec.h \
+	codec/chunk_layout.c \
+	codec/chunk_units.c \
 	codec/coding.c \
 	codec/coding.h \
 	codec/coding_tables.c \

@@ -99,6 +99,22 @@ static size_t pair_expand_c(const uint8_t *pair, size_t blocks,
 	return escapes;
 }
 
+static size_t pair_merge16_c(const uint8_t *pair, size_t blocks,
+			     const uint8_t nibble[16], const uint8_t *low,
+			     bool rotate, void *units)
+{
+	size_t escapes = 0;
+
+	for (size_t b = 0; b < blocks; b++) {
+		uint8_t high[128];
+		const uint8_t *plane[2] = { high, low + 128 * b };
+
+		escapes += pair_expand_c(pair + 64 * b, 1, nibble, high);
+		eq_merge_c(plane, 0, 128, rotate, (uint8_t *)units + 256 * b, 2);
+	}
+	return escapes;
+}
+
 static size_t pair_pack_c(const uint8_t *in, size_t blocks,
 			  const uint8_t index[256], uint8_t *pair)
 {
@@ -144,6 +160,7 @@ void eq_split_init_c(struct eq_kernels *k)
 {
 	k->histogram = histogram_c;
 	k->pair_expand = pair_expand_c;
+	k->pair_merge16 = pair_merge16_c;
 	k->pair_pack = pair_pack_c;
 	k->split[0] = split8_c;
 	k->split[1] = split16_c;

@@ -38,6 +38,11 @@ INLINE __m512i rotr16(__m512i v)
 	return _mm512_or_si512(_mm512_srli_epi16(v, 1), _mm512_slli_epi16(v, 15));
 }
 
+INLINE __m512i broadcast16(const void *p)
+{
+	return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p));
+}
+
 /* Bytes a[i] b[i] alternating: 64 pairs in two vectors, in order. */
 INLINE void interleave8(__m512i a, __m512i b, __m512i out[2])
 {
@@ -205,25 +210,82 @@ static void split64_avx512(const void *units, size_t n, bool rotate,
 	}
 }
 
+/* How many bytes of both are 15. */
+INLINE size_t count_15(__m512i a, __m512i b)
+{
+	const __m512i escape = _mm512_set1_epi8(15);
+
+	return (size_t)__builtin_popcountll(_mm512_cmpeq_epi8_mask(a, escape)) +
+	       (size_t)__builtin_popcountll(_mm512_cmpeq_epi8_mask(b, escape));
+}
+
+/* A block's nibbles: the first half of it, and the second. */
+INLINE size_t load_nibbles(const uint8_t *pair, __m512i n[2])
+{
+	const __m512i low4 = _mm512_set1_epi8(15);
+	__m512i v = _mm512_loadu_si512(pair);
+
+	n[0] = _mm512_and_si512(v, low4);
+	n[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low4);
+	return count_15(n[0], n[1]);
+}
+
 static size_t pair_expand_avx512(const uint8_t *pair, size_t blocks,
 				 const uint8_t nibble[16], uint8_t *out)
 {
-	const __m512i lut = _mm512_broadcast_i32x4(
-		_mm_loadu_si128((const __m128i *)(const void *)nibble));
-	const __m512i low4 = _mm512_set1_epi8(15);
+	const __m512i lut = broadcast16(nibble);
 	size_t escapes = 0;
+	__m512i n[2];
 
 	for (; blocks; blocks--, pair += 64, out += 128) {
-		__m512i v = _mm512_loadu_si512(pair);
-		__m512i lo = _mm512_and_si512(v, low4);
-		__m512i hi = _mm512_and_si512(_mm512_srli_epi16(v, 4), low4);
+		escapes += load_nibbles(pair, n);
+		_mm512_storeu_si512(out, _mm512_shuffle_epi8(lut, n[0]));
+		_mm512_storeu_si512(out + 64, _mm512_shuffle_epi8(lut, n[1]));
+	}
+	return escapes;
+}
 
-		escapes += (size_t)__builtin_popcountll(
-				   _mm512_cmpeq_epi8_mask(lo, low4)) +
-			   (size_t)__builtin_popcountll(
-				   _mm512_cmpeq_epi8_mask(hi, low4));
-		_mm512_storeu_si512(out, _mm512_shuffle_epi8(lut, lo));
-		_mm512_storeu_si512(out + 64, _mm512_shuffle_epi8(lut, hi));
+static size_t pair_merge16_avx512(const uint8_t *pair, size_t blocks,
+				  const uint8_t nibble[16], const uint8_t *low,
+				  bool rotate, void *units)
+{
+	const __m512i lut = broadcast16(nibble);
+	uint8_t *out = units;
+	size_t escapes = 0;
+	__m512i n[2], v[2];
+
+	for (; blocks; blocks--, pair += 64, low += 128, out += 256) {
+		escapes += load_nibbles(pair, n);
+		for (unsigned h = 0; h < 2; h++) {
+			interleave8(_mm512_loadu_si512(low + 64 * h),
+				    _mm512_shuffle_epi8(lut, n[h]), v);
+			for (unsigned i = 0; i < 2; i++)
+				_mm512_storeu_si512(out + 128 * h + 64 * i,
+						    rotate ? rotr16(v[i]) : v[i]);
+		}
+	}
+	return escapes;
+}
+
+static size_t pair_map16_avx512(const uint8_t *pair, size_t blocks,
+				const uint16_t lut[16], void *out)
+{
+	const __m256i l = _mm256_loadu_si256((const __m256i *)(const void *)lut);
+	const __m512i low = _mm512_broadcast_i32x4(_mm256_cvtepi16_epi8(l));
+	const __m512i high = _mm512_broadcast_i32x4(
+		_mm256_cvtepi16_epi8(_mm256_srli_epi16(l, 8)));
+	size_t escapes = 0;
+	uint8_t *o = out;
+	__m512i n[2], v[2];
+
+	for (; blocks; blocks--, pair += 64, o += 256) {
+		escapes += load_nibbles(pair, n);
+		for (unsigned h = 0; h < 2; h++) {
+			interleave8(_mm512_shuffle_epi8(low, n[h]),
+				    _mm512_shuffle_epi8(high, n[h]), v);
+			_mm512_storeu_si512(o + 128 * h, v[0]);
+			_mm512_storeu_si512(o + 128 * h + 64, v[1]);
+		}
 	}
 	return escapes;
 }
@@ -240,7 +302,6 @@ INLINE __m512i lookup8(const __m512i table[4], __m512i v)
 static size_t pair_pack_avx512(const uint8_t *in, size_t blocks,
 			       const uint8_t index[256], uint8_t *pair)
 {
-	const __m512i low4 = _mm512_set1_epi8(15);
 	size_t escapes = 0;
 	__m512i table[4];
 
@@ -250,10 +311,7 @@ static size_t pair_pack_avx512(const uint8_t *in, size_t blocks,
 		__m512i lo = lookup8(table, _mm512_loadu_si512(in));
 		__m512i hi = lookup8(table, _mm512_loadu_si512(in + 64));
 
-		escapes += (size_t)__builtin_popcountll(
-				   _mm512_cmpeq_epi8_mask(lo, low4)) +
-			   (size_t)__builtin_popcountll(
-				   _mm512_cmpeq_epi8_mask(hi, low4));
+		escapes += count_15(lo, hi);
 		_mm512_storeu_si512(
 			pair, _mm512_or_si512(lo, _mm512_slli_epi16(hi, 4)));
 	}
@@ -349,6 +407,8 @@ static void map32_avx512(const uint8_t *sym, size_t n, const uint32_t lut[256],
 void eq_split_init_avx512(struct eq_kernels *k)
 {
 	k->pair_expand = pair_expand_avx512;
+	k->pair_merge16 = pair_merge16_avx512;
+	k->pair_map16 = pair_map16_avx512;
 	k->pair_pack = pair_pack_avx512;
 	k->split[1] = split16_avx512;
 	k->split[2] = split32_avx512;

@@ -154,6 +154,17 @@ INLINE uint8x16_t add_escapes(uint8x16_t sum, uint8x16_t a, uint8x16_t b)
 	return vsubq_u8(sum, vceqq_u8(b, escape));
 }
 
+/* 16 pairs' nibbles: those of the first half of the block, and of the second.
+ * Adds the escapes to sum. */
+INLINE uint8x16_t load_nibbles(uint8x16_t sum, const uint8_t *pair, uint8x16_t n[2])
+{
+	uint8x16_t v = vld1q_u8(pair);
+
+	n[0] = vandq_u8(v, vdupq_n_u8(15));
+	n[1] = vshrq_n_u8(v, 4);
+	return add_escapes(sum, n[0], n[1]);
+}
+
 static size_t pair_expand_neon(const uint8_t *pair, size_t blocks,
 			       const uint8_t nibble[16], uint8_t *out)
 {
@@ -164,13 +175,67 @@ static size_t pair_expand_neon(const uint8_t *pair, size_t blocks,
 		uint8x16_t sum = vdupq_n_u8(0);
 
 		for (unsigned j = 0; j < 64; j += 16) {
-			uint8x16_t v = vld1q_u8(pair + j);
-			uint8x16_t lo = vandq_u8(v, vdupq_n_u8(15));
-			uint8x16_t hi = vshrq_n_u8(v, 4);
+			uint8x16_t n[2];
 
-			vst1q_u8(out + j, vqtbl1q_u8(lut, lo));
-			vst1q_u8(out + 64 + j, vqtbl1q_u8(lut, hi));
-			sum = add_escapes(sum, lo, hi);
+			sum = load_nibbles(sum, pair + j, n);
+			vst1q_u8(out + j, vqtbl1q_u8(lut, n[0]));
+			vst1q_u8(out + 64 + j, vqtbl1q_u8(lut, n[1]));
+		}
+		escapes += vaddlvq_u8(sum);
+	}
+	return escapes;
+}
+
+static size_t pair_merge16_neon(const uint8_t *pair, size_t blocks,
+				const uint8_t nibble[16], const uint8_t *low,
+				bool rotate, void *units)
+{
+	const uint8x16_t lut = vld1q_u8(nibble);
+	uint8_t *out = units;
+	size_t escapes = 0;
+
+	for (; blocks; blocks--, pair += 64, low += 128, out += 256) {
+		uint8x16_t sum = vdupq_n_u8(0);
+
+		for (unsigned j = 0; j < 64; j += 16) {
+			uint8x16_t n[2];
+
+			sum = load_nibbles(sum, pair + j, n);
+			for (unsigned h = 0; h < 2; h++) {
+				struct high r = rotr16(
+					(struct high){ vqtbl1q_u8(lut, n[h]),
+						       vld1q_u8(low + 64 * h + j) },
+					rotate);
+				uint8x16x2_t u = { { r.p1, r.p0 } };
+
+				vst2q_u8(out + 128 * h + 2 * j, u);
+			}
+		}
+		escapes += vaddlvq_u8(sum);
+	}
+	return escapes;
+}
+
+static size_t pair_map16_neon(const uint8_t *pair, size_t blocks,
+			      const uint16_t lut[16], void *out)
+{
+	const uint8x16x2_t bytes = vld2q_u8((const uint8_t *)lut);
+	uint8_t *o = out;
+	size_t escapes = 0;
+
+	for (; blocks; blocks--, pair += 64, o += 256) {
+		uint8x16_t sum = vdupq_n_u8(0);
+
+		for (unsigned j = 0; j < 64; j += 16) {
+			uint8x16_t n[2];
+
+			sum = load_nibbles(sum, pair + j, n);
+			for (unsigned h = 0; h < 2; h++) {
+				uint8x16x2_t u = { { vqtbl1q_u8(bytes.val[0], n[h]),
+						     vqtbl1q_u8(bytes.val[1], n[h]) } };
+
+				vst2q_u8(o + 128 * h + 2 * j, u);
+			}
 		}
 		escapes += vaddlvq_u8(sum);
 	}
@@ -246,6 +311,8 @@ static void lut_bf16_neon(const float value[256], float scale, uint16_t lut[256]
 void eq_split_init_neon(struct eq_kernels *k)
 {
 	k->pair_expand = pair_expand_neon;
+	k->pair_merge16 = pair_merge16_neon;
+	k->pair_map16 = pair_map16_neon;
 	k->pair_pack = pair_pack_neon;
 	k->split[1] = split16_neon;
 	k->split[2] = split32_neon;

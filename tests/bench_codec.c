@@ -119,7 +119,7 @@ static void encode_piece(void *arg, unsigned piece)
 	for (unsigned i = piece * TEAM; i < (piece + 1) * TEAM; i++) {
 		if (t->c.codec == EQ_CODEC_QUANT)
 			t->len[i] = eq_chunk_encode_quant(
-				&t->c, 0, t->src + (size_t)i * CHUNK, CHUNK,
+				&t->c, t->src + (size_t)i * CHUNK, CHUNK,
 				t->scales + i * (CHUNK / k) * 2, CHUNK / k * 2,
 				NULL, 0, t->in[i], t->scratch);
 		else

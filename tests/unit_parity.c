@@ -361,7 +361,8 @@ static void test_pairs(void **state)
 		for (size_t i = 0; i < blocks * 128; i++)
 			in[i] = (uint8_t)rnd(&seed);
 		for (unsigned i = 0; i < 256; i++)
-			index[i] = (uint8_t)(rnd(&seed) % 16);
+			index[i] = round & 4 || i / 16 % 7 == round % 7 ?
+				   (uint8_t)(rnd(&seed) % 16) : 15;
 		for (unsigned i = 0; i < 16; i++)
 			nibble[i] = (uint8_t)rnd(&seed);
 		out = guarded_get(&b, blocks * 64, at_end);
@@ -383,6 +384,52 @@ static void test_pairs(void **state)
 	}
 	guarded_fini(&a);
 	guarded_fini(&b);
+}
+
+/* Pairs straight to units. */
+static void test_pair_units(void **state)
+{
+	struct guarded pairs, plane, out;
+	uint64_t seed = 9;
+
+	(void)state;
+	guarded_init(&pairs);
+	guarded_init(&plane);
+	guarded_init(&out);
+	for (unsigned round = 0; round < 600; round++) {
+		const struct eq_kernels *k = &tested[round % n_tested];
+		size_t blocks = rnd(&seed) % 20, ca, cb;
+		bool at_end = rnd(&seed) & 1, rotate = rnd(&seed) & 1;
+		uint8_t *pair = guarded_get(&pairs, blocks * 64, at_end);
+		uint8_t *low = guarded_get(&plane, blocks * 128, at_end), *o;
+		uint8_t *want = must_alloc(blocks * 256 + 1), nibble[16];
+		uint16_t lut[16];
+
+		for (size_t i = 0; i < blocks * 64; i++)
+			pair[i] = (uint8_t)(rnd(&seed) % (round & 2 ? 256 : 255));
+		for (size_t i = 0; i < blocks * 128; i++)
+			low[i] = (uint8_t)rnd(&seed);
+		for (unsigned i = 0; i < 16; i++) {
+			nibble[i] = (uint8_t)rnd(&seed);
+			lut[i] = (uint16_t)rnd(&seed);
+		}
+		o = guarded_get(&out, blocks * 256, at_end);
+		ca = k->pair_merge16(pair, blocks, nibble, low, rotate, o);
+		cb = scalar.pair_merge16(pair, blocks, nibble, low, rotate, want);
+		assert_int_equal(ca, cb);
+		assert_memory_equal(o, want, blocks * 256);
+		guarded_check(&out, o, blocks * 256);
+		o = guarded_get(&out, blocks * 256, at_end);
+		ca = k->pair_map16(pair, blocks, lut, o);
+		cb = scalar.pair_map16(pair, blocks, lut, want);
+		assert_int_equal(ca, cb);
+		assert_memory_equal(o, want, blocks * 256);
+		guarded_check(&out, o, blocks * 256);
+		free(want);
+	}
+	guarded_fini(&pairs);
+	guarded_fini(&plane);
+	guarded_fini(&out);
 }
 
 static void test_histogram(void **state)
@@ -466,8 +513,9 @@ static void test_map(void **state)
 		uint16_t l16[256];
 		uint32_t l32[256];
 
+		/* Of the whole range, or of some of it. */
 		for (size_t i = 0; i < n; i++)
-			in[i] = (uint8_t)rnd(&seed);
+			in[i] = (uint8_t)(rnd(&seed) % (round & 4 ? 256 : 20) + round);
 		for (unsigned s = 0; s < 256; s++) {
 			l32[s] = (uint32_t)rnd(&seed);
 			l16[s] = (uint16_t)l32[s];
@@ -504,6 +552,7 @@ int main(void)
 		cmocka_unit_test(test_encode_division),
 		cmocka_unit_test(test_planes),
 		cmocka_unit_test(test_pairs),
+		cmocka_unit_test(test_pair_units),
 		cmocka_unit_test(test_histogram),
 		cmocka_unit_test(test_lut),
 		cmocka_unit_test(test_map),
