@@ -279,70 +279,46 @@ static bool adjacent(const struct eq_extent *x, const struct eq_extent *y)
 	return y->tensor == x->tensor && y->chunk == x->chunk + 1;
 }
 
-struct batch {
-	struct eq_extent_job *ext[BATCH_JOBS];  /* of each job */
-	struct eq_decode_job job[BATCH_JOBS];
-	size_t n;
-};
-
-/* One run of chunks is in `at`; check and enlist those that are sound. */
-static void batch_add(struct eq_archive *a, struct batch *b, struct eq_extent_job *j,
-		      const uint8_t *at, struct eq_error *err)
+/* One run of chunks is in memory, this one at `at`: check it, and make it a job. */
+static bool chunk_job(struct eq_archive *a, struct eq_extent_job *j, const uint8_t *at,
+		      struct eq_decode_job *d, struct eq_error *err)
 {
 	const struct eq_disk_chunk *c = chunk_of(a, &j->ext);
 	const struct eq_disk_tensor *r = a->priv[j->ext.tensor].rec;
-	struct eq_decode_job *d = &b->job[b->n];
-	int rc;
 
 	if (!eq_checksum_ok(at, c->len, c->xxh3)) {
 		chunk_failed(a, j, EQ_ECORRUPT, "checksum mismatch", err);
-		return;
+		return false;
 	}
-	rc = eq_archive_plan(a, (size_t)j->ext.tensor, &d->plan, err);
-	if (rc) {
-		j->status = rc;
-		return;
-	}
+	j->status = eq_archive_plan(a, (size_t)j->ext.tensor, &d->plan, err);
+	if (j->status)
+		return false;
 	d->in = at;
 	d->in_len = c->len;
 	d->first_unit = (uint64_t)j->ext.chunk * r->chunk_units;
 	d->n_units = (uint32_t)(j->ext.len / r->unit);
 	d->out = j->out;
 	d->status = 0;
-	b->ext[b->n++] = j;
+	return true;
 }
 
-static int batch_decode(struct eq_archive *a, const struct eq_backend *be, struct batch *b,
-			struct eq_error *err)
+size_t eq_archive_stored(const struct eq_archive *a, const struct eq_extent *e)
 {
-	int first = 0;
-	size_t i;
-
-	if (!b->n)
-		return 0;
-	if (be->decode(be->ctx, b->job, b->n) && be != eq_backend_cpu()) {
-		be = eq_backend_cpu(); /* the device is gone or full */
-		be->decode(be->ctx, b->job, b->n);
-	}
-	for (i = 0; i < b->n; i++) {
-		b->ext[i]->status = b->job[i].status;
-		if (b->job[i].status)
-			chunk_failed(a, b->ext[i], b->job[i].status,
-				     b->job[i].status == EQ_ECORRUPT ? "corrupt data"
-								     : eq_strerror(b->job[i].status), err);
-		if (b->job[i].status && !first)
-			first = b->job[i].status;
-	}
-	b->n = 0;
-	return first;
+	return e->tensor < 0 || a->priv[e->tensor].codec == EQ_CODEC_CONST ? 0 : chunk_of(a, e)->len;
 }
 
-/* Read the stored bytes of jobs[0..n), one run of neighbours at a time. */
-static void batch_read(struct eq_archive *a, struct batch *b, struct eq_extent_job *jobs, size_t n,
-		       uint8_t *buf, struct eq_error *err)
+size_t eq_archive_fetch_room(const struct eq_archive *a, const struct eq_extent *e)
 {
-	size_t i, k, run;
+	/* Each may need an aligned run of its own. */
+	return eq_align(eq_archive_stored(a, e), EQ_PART_ALIGN) + EQ_SLACK + 64;
+}
 
+size_t eq_archive_fetch(struct eq_archive *a, struct eq_extent_job *jobs, size_t n, uint8_t *buf,
+			struct eq_decode_job *out, uint32_t *which, struct eq_error *err)
+{
+	size_t i, k, run, n_out = 0;
+
+	/* One run of neighbours at a time. */
 	for (i = 0; i < n; i += run) {
 		uint64_t begin = chunk_begin(a, &jobs[i].ext), end;
 		int rc;
@@ -352,32 +328,60 @@ static void batch_read(struct eq_archive *a, struct batch *b, struct eq_extent_j
 		end = chunk_begin(a, &jobs[i + run - 1].ext) + chunk_of(a, &jobs[i + run - 1].ext)->len;
 		rc = eq_read_full(a->fd, buf, end - begin, begin);
 		for (k = i; k < i + run; k++) {
+			const uint8_t *at = buf + (chunk_begin(a, &jobs[k].ext) - begin);
+
 			if (rc)
 				chunk_failed(a, &jobs[k], rc, eq_strerror(rc), err);
-			else
-				batch_add(a, b, &jobs[k], buf + (chunk_begin(a, &jobs[k].ext) - begin), err);
+			else if (chunk_job(a, &jobs[k], at, &out[n_out], err))
+				which[n_out++] = (uint32_t)k;
 		}
 		buf += eq_align(end - begin + EQ_SLACK, 64);
 	}
+	return n_out;
+}
+
+int eq_archive_verdict(const struct eq_archive *a, struct eq_extent_job *j, int status,
+		       struct eq_error *err)
+{
+	j->status = status;
+	if (status)
+		chunk_failed(a, j, status,
+			     status == EQ_ECORRUPT ? "corrupt data" : eq_strerror(status), err);
+	return status;
+}
+
+/* At most BATCH_JOBS, fetched to buf. */
+static void batch_decode(struct eq_archive *a, const struct eq_backend *be,
+			 struct eq_extent_job *jobs, size_t n, uint8_t *buf, struct eq_error *err)
+{
+	struct eq_decode_job job[BATCH_JOBS];
+	uint32_t which[BATCH_JOBS];
+	size_t fetched = eq_archive_fetch(a, jobs, n, buf, job, which, err), i;
+
+	if (!fetched)
+		return;
+	if (be->decode(be->ctx, job, fetched) && be != eq_backend_cpu()) {
+		be = eq_backend_cpu(); /* the device is gone or full */
+		be->decode(be->ctx, job, fetched);
+	}
+	for (i = 0; i < fetched; i++)
+		eq_archive_verdict(a, &jobs[which[i]], job[i].status, err);
 }
 
 int eq_archive_decode(struct eq_archive *a, const struct eq_backend *be, struct eq_extent_job *jobs,
 		      size_t n, struct eq_error *err)
 {
 	struct eq_scratch s;
-	struct batch b;
 	size_t i = 0, k, need, cnt;
 	int rc, first = 0;
 
 	if (!be)
 		be = eq_backend_cpu();
-	b.n = 0;
 	while (i < n) {
 		if (decode_simple(a, &jobs[i])) {
 			i++;
 			continue;
 		}
-		/* As many as fit a batch; each may need its own aligned run. */
 		need = 0;
 		for (cnt = 0; i + cnt < n && cnt < BATCH_JOBS; cnt++) {
 			struct eq_extent *e = &jobs[i + cnt].ext;
@@ -385,7 +389,7 @@ int eq_archive_decode(struct eq_archive *a, const struct eq_backend *be, struct 
 			if (e->tensor < 0 || a->priv[e->tensor].codec == EQ_CODEC_CONST ||
 			    (cnt && need > BATCH_BYTES))
 				break;
-			need += eq_align(chunk_of(a, e)->len, EQ_PART_ALIGN) + EQ_SLACK + 64;
+			need += eq_archive_fetch_room(a, e);
 			jobs[i + cnt].status = 0;
 		}
 		rc = scratch_get(a, need, &s);
@@ -393,8 +397,7 @@ int eq_archive_decode(struct eq_archive *a, const struct eq_backend *be, struct 
 			for (k = i; k < i + cnt; k++)
 				chunk_failed(a, &jobs[k], rc, eq_strerror(rc), err);
 		} else {
-			batch_read(a, &b, jobs + i, cnt, s.p, err);
-			batch_decode(a, be, &b, err);
+			batch_decode(a, be, jobs + i, cnt, s.p, err);
 		}
 		scratch_put(a, &s);
 		for (k = i; k < i + cnt && !first; k++)

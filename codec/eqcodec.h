@@ -161,7 +161,8 @@ unsigned eq_cpu_count(void);
 void eq_pool_for(struct eq_pool *pool, size_t n, void (*fn)(void *arg, size_t i),
 		 void *arg);
 
-struct eq_backend;
+struct eq_backend; /* backend.h */
+struct eq_decode_job;
 /* The CPU's decoder; never fails, static. See backend.h for the table. */
 const struct eq_backend *eq_backend_cpu(void);
 /* "cpu/avx2", "cuda"; static or of the back end. */
@@ -253,6 +254,26 @@ struct eq_extent_job {
 int eq_archive_decode(struct eq_archive *a, const struct eq_backend *be,
 		      struct eq_extent_job *jobs, size_t n,
 		      struct eq_error *err);
+
+/*
+ * The same in steps, for those who decode elsewhere. Stored bytes of an extent,
+ * 0 if it needs none (prefix, const tensors); and the room that it may take in
+ * the buffer of a fetch.
+ */
+size_t eq_archive_stored(const struct eq_archive *a, const struct eq_extent *e);
+size_t eq_archive_fetch_room(const struct eq_archive *a, const struct eq_extent *e);
+/*
+ * Read the stored bytes of n extents, all of which have some, to buf (64-byte
+ * aligned, with room for them all) and check their sums. Those that are sound are
+ * jobs for a back end, out[0..result), with the extents which[0..result); the
+ * others have their status, and a message in err. Plans belong to the archive.
+ */
+size_t eq_archive_fetch(struct eq_archive *a, struct eq_extent_job *jobs, size_t n,
+			uint8_t *buf, struct eq_decode_job *out, uint32_t *which,
+			struct eq_error *err);
+/* Note what a back end said of an extent, with the message if it is no good. */
+int eq_archive_verdict(const struct eq_archive *a, struct eq_extent_job *j, int status,
+		       struct eq_error *err);
 
 /*
  * Bytes [off, off + len) of the logical file, decoded without any cache.
