@@ -16,7 +16,7 @@
 extern "C" {
 #endif
 
-#define EQ_GPU_ABI 1
+#define EQ_GPU_ABI 2
 #define EQ_GPU_SYMBOL "eq_cuda_module"
 
 struct eq_gpu_open {
@@ -32,6 +32,42 @@ struct eq_gpu_open {
 struct eq_gpu_measure {
 	double decode_s, copy_s;        /* medians of one run */
 	uint64_t in_bytes, out_bytes;   /* of one run; the copy moves out_bytes / 2 */
+};
+
+/*
+ * A way of chunks into device memory: a stream, pinned staging memory for stored
+ * bytes, and as much of it on the device. One thread at a time uses it.
+ */
+struct eq_gpu_feed {
+	uint8_t *buf;           /* pinned, 64-byte aligned */
+	size_t size;
+};
+
+#define EQ_GPU_FEED_JOBS 128u   /* of one feed_decode, at most */
+#define EQ_GPU_LEFT 1           /* status of a job that the caller has to see to */
+
+/* Results are 0 or a negative errno; -ENOMEM leaves the device usable, after any
+ * other error it is given up, and that is logged once. All for any thread. */
+struct eq_gpu_load_abi {
+	/* Device memory, 256-byte aligned, not counted in mem_limit; and from host to
+	 * device, done when it returns. */
+	int (*alloc)(const struct eq_backend *be, size_t n, void **out);
+	void (*free)(const struct eq_backend *be, void *p);
+	int (*copy)(const struct eq_backend *be, void *to, const void *from, size_t n);
+	/* A feed with a buffer of `size` bytes at least, one of those put back if it
+	 * will do. -ENOMEM when mem_limit, the device or the host have no room. */
+	int (*feed_get)(const struct eq_backend *be, size_t size, struct eq_gpu_feed **out);
+	void (*feed_put)(const struct eq_backend *be, struct eq_gpu_feed *f);
+	/*
+	 * Queue the decoding of n jobs, whose `in` is in buf and whose `out` is device
+	 * memory (32-byte aligned); once between two feed_wait. Returns at once, and
+	 * then the jobs that are not for the device are EQ_GPU_LEFT. The others get
+	 * their status from feed_wait, until when buf and jobs must stay.
+	 */
+	int (*feed_decode)(struct eq_gpu_feed *f, struct eq_decode_job *jobs, size_t n);
+	/* Queue a copy of n bytes in buf to device memory. */
+	int (*feed_copy)(struct eq_gpu_feed *f, void *to, const uint8_t *from, size_t n);
+	int (*feed_wait)(struct eq_gpu_feed *f);
 };
 
 struct eq_gpu_abi {
@@ -51,6 +87,7 @@ struct eq_gpu_abi {
 	 */
 	int (*measure)(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
 		       unsigned copies, unsigned runs, struct eq_gpu_measure *out);
+	const struct eq_gpu_load_abi *load;
 };
 
 typedef const struct eq_gpu_abi *eq_gpu_module_fn(void);

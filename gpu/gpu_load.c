@@ -180,6 +180,22 @@ bool eq_gpu_is(const struct eq_backend *be)
 	return be->decode == loaded_decode;
 }
 
+int eq_gpu_loading(const struct eq_backend *be, const struct eq_gpu_load_abi **load,
+		   const struct eq_backend **inner, struct eq_error *err)
+{
+	struct loaded *l = be->ctx;
+	int rc;
+
+	*load = NULL;
+	*inner = NULL;
+	if (!eq_gpu_is(be))
+		return eq_fail(err, -ENOTSUP, "%s: not a GPU", be->name);
+	rc = device_open(l, inner, err);
+	if (rc == 0)
+		*load = l->abi->load;
+	return rc;
+}
+
 int eq_gpu_bench(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
 		 unsigned copies, unsigned runs, struct eq_gpu_measure *out)
 {

@@ -39,6 +39,14 @@ void eq_gpu_release(const struct eq_backend *be);
 /* Is this back end a GPU's? */
 bool eq_gpu_is(const struct eq_backend *be);
 
+/*
+ * What loads into the memory of a back end's device, and the back end to hand to
+ * it: see gpu_abi.h. Opens the device if that was left for later. Both live as
+ * long as be. -ENOTSUP when the back end is not a GPU's, else as eq_gpu_backend.
+ */
+int eq_gpu_loading(const struct eq_backend *be, const struct eq_gpu_load_abi **load,
+		   const struct eq_backend **inner, struct eq_error *err);
+
 /* The rate with all data resident on the device: see `measure` in gpu_abi.h.
  * -ENOTSUP also when the back end is not a GPU's. */
 int eq_gpu_bench(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,

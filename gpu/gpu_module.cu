@@ -67,6 +67,7 @@ struct gpu {
 	const struct eq_backend *cpu;
 	void (*log)(void *arg, const char *line);
 	void *log_arg;
+	struct eq_gpu_feeds *feeds;
 	pthread_mutex_t lock;
 	pthread_cond_t freed;
 	struct slot *free_slots;        /* these and below: under the lock */
@@ -333,9 +334,9 @@ static void say(struct gpu *g, const char *fmt, ...)
 	g->log(g->log_arg, line);
 }
 
-/* The device failed: say so, once, and have no more to do with it. */
-static int give_up(struct gpu *g, cudaError_t rc)
+int eq_gpu_give_up(const struct eq_backend *be, cudaError_t rc)
 {
+	struct gpu *g = (struct gpu *)be->ctx;
 	bool first;
 
 	pthread_mutex_lock(&g->lock);
@@ -348,8 +349,9 @@ static int give_up(struct gpu *g, cudaError_t rc)
 	return rc == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
 }
 
-static bool is_dead(struct gpu *g)
+bool eq_gpu_is_dead(const struct eq_backend *be)
 {
+	struct gpu *g = (struct gpu *)be->ctx;
 	bool dead;
 
 	pthread_mutex_lock(&g->lock);
@@ -404,7 +406,7 @@ static int cuda_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 	cudaError_t rc;
 	bool started;
 
-	if (is_dead(g))
+	if (eq_gpu_is_dead(&g->backend))
 		return -EIO;
 	rc = cudaSetDevice(g->device);
 	while (!rc && (c.next < n || c.n)) {
@@ -418,12 +420,17 @@ static int cuda_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 		cudaStreamSynchronize(c.flight[--c.n]->stream);
 		slot_put(g, c.flight[c.n]);
 	}
-	return rc ? give_up(g, rc) : 0;
+	return rc ? eq_gpu_give_up(&g->backend, rc) : 0;
 }
 
 int eq_gpu_device(const struct eq_backend *be)
 {
 	return ((const struct gpu *)be->ctx)->device;
+}
+
+struct eq_gpu_feeds *eq_gpu_feeds_of(const struct eq_backend *be)
+{
+	return ((const struct gpu *)be->ctx)->feeds;
 }
 
 /* ---- opening ---------------------------------------------------------------- */
@@ -434,6 +441,7 @@ static void gpu_close(const struct eq_backend *be)
 	struct slot *s;
 
 	cudaSetDevice(g->device);
+	eq_gpu_feeds_free(g->feeds);
 	while ((s = g->free_slots) != NULL) {
 		g->free_slots = s->link;
 		slot_free(s);
@@ -499,12 +507,16 @@ static int gpu_open(const struct eq_gpu_open *o, const struct eq_backend **out,
 		return -EINVAL;
 	}
 	g = (struct gpu *)calloc(1, sizeof(*g));
-	if (!g) {
+	if (g)
+		g->feeds = eq_gpu_feeds_create(limit);
+	if (!g || !g->feeds) {
+		free(g);
 		snprintf(text, text_size, "out of memory");
 		return -ENOMEM;
 	}
 	rc = gpu_find(g, o->device, text, text_size);
 	if (rc) {
+		eq_gpu_feeds_free(g->feeds);
 		free(g);
 		return rc;
 	}
@@ -525,7 +537,7 @@ static int gpu_open(const struct eq_gpu_open *o, const struct eq_backend **out,
 static const struct eq_gpu_abi abi = {
 	EQ_GPU_ABI, EQ_BACKEND_ABI,
 	sizeof(struct eq_table), sizeof(struct eq_plan), sizeof(struct eq_decode_job),
-	gpu_open, gpu_close, eq_gpu_measure,
+	gpu_open, gpu_close, eq_gpu_measure, &eq_gpu_load,
 };
 
 extern "C" __attribute__((visibility("default"))) const struct eq_gpu_abi *eq_cuda_module(void)

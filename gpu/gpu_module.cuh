@@ -6,8 +6,16 @@
 #include "gpu_abi.h"
 #include "gpu_kernels.cuh"
 
+struct eq_gpu_feeds;
+
 /* Number of the device that a back end of this module is on. */
 int eq_gpu_device(const struct eq_backend *be);
+/* Its feeds, see gpu_feed.cu. */
+struct eq_gpu_feeds *eq_gpu_feeds_of(const struct eq_backend *be);
+/* The device failed: have no more to do with it, say so at the first time, and
+ * return the errno. */
+int eq_gpu_give_up(const struct eq_backend *be, cudaError_t rc);
+bool eq_gpu_is_dead(const struct eq_backend *be);
 
 /* The blocks for those of n tasks that are of the class `which`, to `out`, which
  * has room for as many; returns how many. */
@@ -17,5 +25,10 @@ unsigned eq_gpu_blocks(const struct eq_gpu_task *task, const int *cls, size_t n,
 /* gpu_measure.cu, see gpu_abi.h. */
 int eq_gpu_measure(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
 		   unsigned copies, unsigned runs, struct eq_gpu_measure *out);
+
+/* gpu_feed.cu: what loading into device memory needs. */
+struct eq_gpu_feeds *eq_gpu_feeds_create(uint64_t mem_limit); /* NULL: no memory */
+void eq_gpu_feeds_free(struct eq_gpu_feeds *feeds); /* none may be in use */
+extern const struct eq_gpu_load_abi eq_gpu_load;
 
 #endif

@@ -7,6 +7,7 @@ EQ_GPU_SOURCES = \
 	gpu/gpu_load.h
 # The module eqfs-cuda.so, made by nvcc.
 EQ_CUDA_FILES = \
+	gpu/gpu_feed.cu \
 	gpu/gpu_kernels.cu \
 	gpu/gpu_measure.cu \
 	gpu/gpu_module.cu
