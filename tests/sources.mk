@@ -8,6 +8,7 @@ UNIT_TESTS = \
 	tests/unit_gpu_emul \
 	tests/unit_gpu_encode \
 	tests/unit_gpu_fallback \
+	tests/unit_lib \
 	tests/unit_model \
 	tests/unit_quant \
 	tests/unit_quant_search \
@@ -48,9 +49,11 @@ SCRIPT_TESTS = \
 	tests/mount_names.py \
 	tests/mount_options.py \
 	tests/mount_posix.py \
+	tests/mount_python.py \
 	tests/mount_random.py \
 	tests/mount_stats.py \
-	tests/neon.sh
+	tests/neon.sh \
+	tests/python_load.py
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
 	tests/bench_mount.py \

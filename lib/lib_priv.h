@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the files of libeqfs share. */
+#ifndef EQ_LIB_PRIV_H
+#define EQ_LIB_PRIV_H
+
+#include <stdatomic.h>
+
+#include "backend.h"
+#include "eqcodec.h"
+#include "gpu_load.h"
+#include "libeqfs.h"
+
+struct eqfs_file {
+	struct eq_archive *archive;
+	size_t n;
+	struct eqfs_tensor tensor[];
+};
+
+struct eqfs_device {
+	_Atomic(size_t) refs;   /* the one open, and one for each piece of memory */
+	int number;
+	unsigned threads;
+	uint64_t staging;
+	struct eq_pool *pool;
+	void (*log)(void *arg, const char *line);
+	void *log_arg;
+	/* NULL for the host. */
+	const struct eq_backend *gpu, *inner;
+	const struct eq_gpu_load_abi *load;
+};
+
+/* The public error is the codec's. */
+static inline struct eq_error *eq_lib_error(struct eqfs_error *err)
+{
+	return (struct eq_error *)(void *)err;
+}
+
+#endif
