@@ -3,7 +3,8 @@
  * GB/s of units written by the GPU, with chunks and output in its memory, beside
  * a copy within that memory in the same process; and through the back end, from
  * and to memory of the host, beside the CPU. Symbols are drawn from a Gaussian;
- * outputs are compared with the CPU's.
+ * outputs are compared with the CPU's. Beside it, where its library is found
+ * (bench_nvcomp.h), nvCOMP's ANS on the same symbols or weights.
  *
  * Usage: bench_gpu [GB of output [resident]]; "resident" leaves out what goes
  * through the host.
@@ -12,6 +13,7 @@
 
 #include <time.h>
 
+#include "bench_nvcomp.h"
 #include "floats.h"
 #include "gpu_load.h"
 #include "gpu_util.h"
@@ -42,6 +44,7 @@ struct data {
 	struct eq_decode_job job[CHUNKS];
 	size_t out_len, in_len;
 	uint8_t *out, *expected;
+	uint8_t *symbols;       /* N of them, or NULL: planes */
 };
 
 static double now(void)
@@ -111,7 +114,7 @@ static void make_quant(struct data *d, const struct bench *b)
 	for (unsigned i = 0; i < CHUNKS; i++)
 		data_add(d, i, out, eq_chunk_encode_quant(&d->coding, sym + (size_t)i * CHUNK, CHUNK,
 							  scale, sizeof(scale), NULL, 0, out, scratch));
-	free(sym);
+	d->symbols = sym;
 	free(out);
 	free(scratch);
 }
@@ -189,6 +192,21 @@ static void bench_resident(const struct eq_backend *gpu, const struct bench *b, 
 	       1e-9 * (double)m.out_bytes / m.copy_s);
 }
 
+/* The same symbols, or the weights as they are. */
+static void bench_nvcomp(const struct data *d, double gigabytes)
+{
+	const uint8_t *p = d->symbols ? d->symbols : d->expected;
+	size_t len = d->symbols ? N : d->out_len;
+	struct nvcomp_result r;
+
+	if (nvcomp_measure(p, len, d->symbols ? NVCOMP_BYTES : NVCOMP_HALVES,
+			   (unsigned)(gigabytes * 1e9 / (double)len) + 1, &r))
+		return;
+	printf("    nvCOMP ANS, chunks of %3zu KiB   %5.2f bits a unit   %7.0f GB/s of %s\n",
+	       r.chunk >> 10, 8.0 * r.ratio * (double)len / N, 1e-9 * r.rate,
+	       d->symbols ? "symbols, which are not weights yet" : "weights");
+}
+
 struct host {
 	const struct eq_backend *be;
 	struct data *d;
@@ -254,6 +272,8 @@ int main(int argc, char **argv)
 		for (unsigned k = 0; k < CHUNKS; k++)
 			d->job[k].out = d->out + (size_t)k * CHUNK * d->coding.unit;
 		bench_resident(gpu, &benches[i], d, gigabytes);
+		if (benches[i].dtype == EQ_BF16)
+			bench_nvcomp(d, gigabytes / 2);
 		if (benches[i].dtype == EQ_BF16 && through_host) {
 			bench_host(eq_backend_cpu(), d, pool);
 			bench_host(gpu, d, pool);
@@ -264,6 +284,7 @@ int main(int argc, char **argv)
 		eq_plan_fini(&d->plan);
 		free(d->out);
 		free(d->expected);
+		free(d->symbols);
 		free(d);
 	}
 	eq_pool_free(pool);

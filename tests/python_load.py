@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 MODULE = os.environ.get("EQFS_CUDA_MODULE", "")
 
 needed = subprocess.run(["ldd", LIBRARY], capture_output=True, text=True, check=True).stdout
-asan = [line.split()[2] for line in needed.splitlines() if "libasan" in line]
+asan = [word for word in needed.split() if word.startswith("/") and "libasan" in word]
 if asan and "LD_PRELOAD" not in os.environ:  # it has to come before everything else
     os.environ.update(LD_PRELOAD=asan[0], ASAN_OPTIONS="detect_leaks=0")
     os.execv(sys.executable, [sys.executable, *sys.argv])
