@@ -78,7 +78,8 @@ static int fake_open(const struct eq_gpu_open *o, const struct eq_backend **out,
 		snprintf(text, text_size, "no such device");
 		return -ENODEV;
 	}
-	fake.backend = (struct eq_backend){ EQ_BACKEND_ABI, "cuda/0 fake", fake_decode, &fake };
+	fake.backend = (struct eq_backend){ .abi = EQ_BACKEND_ABI, .name = "cuda/0 fake",
+					    .decode = fake_decode, .ctx = &fake };
 	fake.cpu = o->cpu;
 	fake.max_feeds = plan && strstr(plan, "staging") ? 0 :
 			 number(plan, "feeds=") ? number(plan, "feeds=") : 1000;
