@@ -118,14 +118,14 @@ static int hash_sha(void *arg, struct eq_window *w)
 	return EVP_DigestUpdate(h->sha, w->buf, w->len) == 1 ? 0 : -EIO;
 }
 
-static int hashes_begin(struct hashes *h, struct eq_archive *a, struct eq_error *err)
+static int hashes_begin(struct hashes *h, struct eq_archive *a, bool sha, struct eq_error *err)
 {
 	h->a = a;
 	h->err = err;
 	h->xxh = XXH3_createState();
 	if (!h->xxh)
 		return -ENOMEM;
-	if (a->info.lossy)
+	if (!sha || a->info.lossy)
 		return 0;
 	h->sha = EVP_MD_CTX_new();
 	return h->sha && EVP_DigestInit_ex(h->sha, EVP_sha256(), NULL) == 1 ? 0 : -ENOMEM;
@@ -316,10 +316,10 @@ static int check_records(const struct eq_archive *a, struct eq_error *err)
 
 /* ---- public ---------------------------------------------------------------------------- */
 
-int eq_archive_verify(struct eq_archive *a, int against_fd, const char *against_name,
-		      const struct eq_run *run, struct eq_compare *cmp,
-		      void (*report)(void *arg, const char *line), void *report_arg,
-		      struct eq_error *err)
+static int verify(struct eq_archive *a, int against_fd, const char *against_name, bool sha,
+		  const struct eq_run *run, struct eq_compare *cmp,
+		  void (*report)(void *arg, const char *line), void *report_arg,
+		  struct eq_error *err)
 {
 	struct eq_consumer consumers[3];
 	struct eq_error cmp_err = { "" };
@@ -330,7 +330,7 @@ int eq_archive_verify(struct eq_archive *a, int against_fd, const char *against_
 
 	rc = check_records(a, err);
 	if (!rc)
-		rc = hashes_begin(&h, a, err);
+		rc = hashes_begin(&h, a, sha, err);
 	if (!rc && against_fd >= 0)
 		rc = compare_begin(&c, a, against_fd, against_name, err);
 	if (rc)
@@ -359,6 +359,20 @@ out:
 	return rc;
 }
 
+int eq_archive_verify(struct eq_archive *a, int against_fd, const char *against_name,
+		      const struct eq_run *run, struct eq_compare *cmp,
+		      void (*report)(void *arg, const char *line), void *report_arg,
+		      struct eq_error *err)
+{
+	return verify(a, against_fd, against_name, true, run, cmp, report, report_arg, err);
+}
+
+int eq_archive_compare(struct eq_archive *a, int fd, const char *name, const struct eq_run *run,
+		       struct eq_error *err)
+{
+	return verify(a, fd, name, false, run, NULL, NULL, NULL, err);
+}
+
 static int output_window(void *arg, struct eq_window *w)
 {
 	const int *fd = arg;
@@ -374,7 +388,7 @@ int eq_archive_unpack(struct eq_archive *a, int out_fd, const struct eq_run *run
 					    { hash_sha, &h } };
 	int rc;
 
-	rc = hashes_begin(&h, a, err);
+	rc = hashes_begin(&h, a, true, err);
 	if (!rc && ftruncate(out_fd, (off_t)a->info.size))
 		rc = -errno;
 	if (!rc)

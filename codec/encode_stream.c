@@ -19,6 +19,7 @@
 #include "encode_priv.h"
 
 #define BLOCK_ITEMS 128u        /* chunks of a block, at most */
+#define BLOCK_BYTES (UINT64_C(4) << 20) /* little enough for caches to keep it */
 #define BLOCKS 3
 #define SERIAL 4                /* stages that are one task */
 /* Beyond what the sample promised by this share, a tensor is coded again. */
@@ -90,7 +91,7 @@ static void block_plan(struct stream *s, struct block *b)
 		uint64_t full = eq_chunk_bytes_of(p->t), begin = p->t->begin + s->chunk * full;
 		uint64_t len = p->t->end - begin < full ? p->t->end - begin : full;
 
-		if (b->n && b->len + len > EQ_GROUP_BYTES)
+		if (b->n && b->len + len > BLOCK_BYTES)
 			return;
 		if (!b->n)
 			b->off = s->e->st->prefix_len + begin;

@@ -16,7 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "eqcodec.h"
+#include "archive_priv.h"
 
 struct shrink {
 	int dirfd, fd, out;
@@ -69,7 +69,7 @@ static int shrink_compare(struct shrink *s, const struct eq_run *run)
 		close(fd);
 		return rc;
 	}
-	rc = eq_archive_verify(a, s->fd, s->name, run, NULL, NULL, NULL, s->err);
+	rc = eq_archive_compare(a, s->fd, s->name, run, s->err);
 	eq_archive_close(a);
 	return rc;
 }
