@@ -23,10 +23,12 @@
  *    by (t - s) v_j / 2 at most. With V(s) = sum v_j N(s v_j), which falls by
  *    v_j for each crossing, all scales of the interval cost at least
  *
- *      min(D(s), D(t)) - (t - s) (V(s) - V(t)) / 2 + rate(t)
+ *      chord - (t - s) (V(s) - V(t)) / 2 + rate(t)
  *
  *    An interval that cannot hold the least cost is dropped, the others are cut
  *    in halves: about 80 evaluations in all, instead of thousands.
+ *
+ *    The chord is taken a step from its ends, since those are evaluated.
  *
  * 3. What is never looked up need not be summed: candidates come from the
  *    greatest scale downwards, and N and S are extended as far as they reach.
@@ -268,14 +270,10 @@ static bool evaluate(struct search *c, uint32_t bits, struct point *p)
 	return true;
 }
 
-/* Enter a scale in the list of the best; among equals the greater is better. */
-static void keep(struct search *c, const struct point *p)
+static void enter(struct search *c, const struct point *p, double cost)
 {
-	double cost = p->dist + p->rate;
 	unsigned i = c->n_best - 1;
 
-	if (cost > c->best[i].cost || cost >= 0)
-		return;
 	for (unsigned j = 0; j <= i; j++)
 		if (c->best[j].bits == p->bits)
 			return;
@@ -291,12 +289,25 @@ static void keep(struct search *c, const struct point *p)
 	c->best[i] = (struct candidate){ cost, p->bits };
 }
 
+/* Enter a scale in the list of the best; among equals the greater is better. */
+static inline void keep(struct search *c, const struct point *p)
+{
+	double cost = p->dist + p->rate;
+
+	if (cost <= c->best[c->n_best - 1].cost && cost < 0)
+		enter(c, p, cost);
+}
+
 /* May the scales between be good enough for the list? */
 static bool worth(const struct search *c, const struct point *hi, const struct point *lo)
 {
 	double least = hi->dist < lo->dist ? hi->dist : lo->dist;
 	double width = (double)hi->scale - (double)lo->scale;
 	double dip = width * (lo->crossed - hi->crossed) / 2;
+	double step = (double)eq_float_of((lo->bits + 1) << 16) - (double)lo->scale;
+
+	/* the scales between are a step at least from either end of the chord */
+	least += fabs(hi->dist - lo->dist) * (step / width);
 
 	/* an outlier may be half a step off once it is one no more (int8) */
 	dip += (double)(lo->outliers - hi->outliers) * (double)hi->scale / 2;
@@ -347,26 +358,30 @@ static size_t first_pass(struct search *c, uint16_t hint)
 	return n;
 }
 
-/* Halve the intervals that are worth it; returns how many there are then. */
+/* Halve the intervals that are worth it; returns how many there are then. What
+ * all of them decide, all evaluations and all comparisons go together: processors
+ * foresee little of it when they take turns. */
 static size_t next_pass(struct search *c, const struct interval *list, size_t n,
 			struct interval *out)
 {
+	unsigned first = c->n_points, at = first;
 	size_t m = 0;
 
 	for (size_t i = 0; i < n; i++) {
 		const struct point *hi = &c->point[list[i].hi], *lo = &c->point[list[i].lo];
 		uint32_t width = hi->bits - lo->bits;
-		struct point *p = &c->point[c->n_points];
 
 		if (width < 2 || !worth(c, hi, lo))
 			continue;
-		evaluate(c, lo->bits + width / 2, p);
-		keep(c, p);
-		if (width < 4)
-			continue;
-		out[m++] = (struct interval){ list[i].hi, (uint16_t)c->n_points };
-		out[m++] = (struct interval){ (uint16_t)c->n_points++, list[i].lo };
+		c->point[at].bits = lo->bits + width / 2;
+		out[m++] = (struct interval){ list[i].hi, (uint16_t)at };
+		out[m++] = (struct interval){ (uint16_t)at++, list[i].lo };
 	}
+	for (unsigned i = first; i < at; i++)
+		evaluate(c, c->point[i].bits, &c->point[i]);
+	for (unsigned i = first; i < at; i++)
+		keep(c, &c->point[i]);
+	c->n_points = at;
 	return m;
 }
 
