@@ -58,7 +58,8 @@ static bool meta_fits(const struct eq_meta *m, const struct stat *st)
 	       m->ctim.tv_nsec == st->st_ctim.tv_nsec;
 }
 
-static void meta_get(struct eq_fs *fs, struct eq_node *n, const struct stat *st, struct eq_meta *m)
+/* 0 or -errno. */
+static int meta_get(struct eq_fs *fs, struct eq_node *n, const struct stat *st, struct eq_meta *m)
 {
 	struct eq_arc *arc;
 	int rc;
@@ -67,14 +68,16 @@ static void meta_get(struct eq_fs *fs, struct eq_node *n, const struct stat *st,
 	*m = n->meta;
 	pthread_mutex_unlock(&n->lock);
 	if (meta_fits(m, st))
-		return;
+		return 0;
 	/* A damaged archive is listed with its own size and time. */
 	m->ctim = st->st_ctim;
 	m->stored = st->st_size;
 	m->size = (uint64_t)st->st_size;
 	m->mtime = st->st_mtim;
 	rc = eq_attr_archive(fs, n, &arc);
-	m->known = !rc || rc < -4095; /* what comes of the system may pass */
+	if (rc < 0 && rc >= -4095)
+		return rc; /* it may pass, and a size that is wrong is worse than none */
+	m->known = true;
 	if (!rc) {
 		m->size = arc->info->size;
 		if (!user_mtime(n, &m->mtime)) {
@@ -86,20 +89,24 @@ static void meta_get(struct eq_fs *fs, struct eq_node *n, const struct stat *st,
 	pthread_mutex_lock(&n->lock);
 	n->meta = *m;
 	pthread_mutex_unlock(&n->lock);
+	return 0;
 }
 
 int eq_attr_get(struct eq_fs *fs, struct eq_node *n, struct stat *st)
 {
 	bool archive = n->archive;
 	struct eq_meta m;
+	int rc;
 
 	if (fstat(n->fd, st))
 		return -errno;
 	st->st_ino = n->shown;
 	if (archive) {
-		meta_get(fs, n, st, &m);
+		rc = meta_get(fs, n, st, &m);
 		if (!n->archive)        /* restored meanwhile */
 			return eq_attr_get(fs, n, st);
+		if (rc)
+			return rc;
 		st->st_size = (off_t)m.size;
 		st->st_mtim = m.mtime;
 	}

@@ -10,6 +10,7 @@
 #include <sys/xattr.h>
 
 #include "compact.h"
+#include "notify.h"
 #include "ops.h"
 
 #define STOP_SECONDS 10
@@ -456,13 +457,14 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 		dirty_clear(fs, n, NULL);
 		/* No lock is held here. The kernel must look the name up again. */
 		if (!c->stop)
-			fuse_lowlevel_notify_inval_entry(fs->se, eq_ino_of(fs, parent), j.name,
-							 strlen(j.name));
+			eq_notify_replaced(fs, parent, j.name, n);
 		eq_log(&fs->log, EQ_LOG_INFO, "encoded %s: %llu to %llu bytes (%.1f%%)", path,
 		       (unsigned long long)sum.size, (unsigned long long)sum.stored,
 		       sum.size ? 100.0 * (double)sum.stored / (double)sum.size : 0.0);
 	} else if (rc) {
 		not_encoded(&j, rc, err.text[0] ? err.text : path);
+		if (!c->stop) /* its mark has gone, which is a change to its inode */
+			eq_notify_changed(fs, n);
 	}
 out:
 	eq_node_unref(&fs->nodes, parent);

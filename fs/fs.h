@@ -50,6 +50,7 @@ struct eq_fs {
 	char *policy;                   /* text, for the xattr */
 	bool privileged;                /* may act as another user */
 	_Atomic bool ending;            /* long work is to be given up */
+	_Atomic bool no_prune;          /* the kernel has no such notification */
 	_Atomic bool tuned;             /* the kernel's readahead is set */
 	pthread_key_t scratch;          /* a buffer a thread */
 	pthread_mutex_t handles_lock;

@@ -60,9 +60,10 @@ static int archive_over_plain(struct side *from, struct side *to)
 	if (rc)
 		return rc;
 	rc = rename_disk(from, to, true, 0);
-	if (rc && eq_tmp_aside_back(to->dir->fd, aside, to->name) == 0)
-		return rc; /* as it was */
-	(void)eq_tmp_aside_drop(to->dir->fd, aside);
+	if (rc) /* if this fails, too, the next mount does it */
+		(void)eq_tmp_aside_back(to->dir->fd, aside, to->name);
+	else
+		(void)eq_tmp_aside_drop(to->dir->fd, aside);
 	return rc;
 }
 

@@ -163,12 +163,23 @@ static void *signals(void *arg)
 
 /* ---- one mount ----------------------------------------------------------------- */
 
+/* Each file that the kernel knows of takes a descriptor. */
 static void raise_files(const struct eq_log *log)
 {
-	struct rlimit r;
+	struct rlimit r, most;
+	unsigned long n = 0;
+	FILE *f;
 
 	if (getrlimit(RLIMIT_NOFILE, &r))
 		return;
+	f = fopen("/proc/sys/fs/nr_open", "re");
+	if (f && fscanf(f, "%lu", &n) == 1 && n > r.rlim_max) {
+		most.rlim_cur = most.rlim_max = n;
+		if (setrlimit(RLIMIT_NOFILE, &most) == 0) /* we may, as root */
+			r = most;
+	}
+	if (f)
+		fclose(f);
 	r.rlim_cur = r.rlim_max;
 	if (setrlimit(RLIMIT_NOFILE, &r))
 		eq_log(log, EQ_LOG_INFO, "cannot raise the limit of open files: %s",

@@ -16,6 +16,8 @@ EQ_FS_SOURCES = \
 	fs/log.h \
 	fs/name.c \
 	fs/name.h \
+	fs/notify.c \
+	fs/notify.h \
 	fs/ops.c \
 	fs/ops.h \
 	fs/ops_attr.c \

@@ -207,6 +207,15 @@ def links(w):
     w.settle("y")
 
 
+def busy_directory(w):
+    """The swap comes while the directory is locked by others in the kernel."""
+    w.write("x", read(source(3)))
+    for _ in range(15):
+        w.rename("t", "u")
+        w.rename("u", "t")
+    w.settle("x")
+
+
 def directories(w):
     w.step(lambda: os.mkdir(w.path("d")), {"d": DIRECTORY})
     w.rename("a", "d/a")
@@ -236,8 +245,8 @@ def exchange(w):
 
 
 SCENARIOS = (copy_in, archive_over_plain, archive_over_archive, plain_over_archive, text_over_archive,
-             plain_over_plain, safetensors_writer, modify, rewrite, cut, links, directories, attributes, long_name,
-             exchange)
+             plain_over_plain, safetensors_writer, modify, rewrite, cut, links, busy_directory,
+             directories, attributes, long_name, exchange)
 
 
 # ---- running them ---------------------------------------------------------------------

@@ -129,10 +129,10 @@ class Mount:
     def force(self):
         if self.proc.poll() is None:
             self.proc.kill()
-            self.proc.wait(30)
-        if mounted(self.point):
-            subprocess.run(["umount", "-l", self.point] if os.geteuid() == 0 else
+        if mounted(self.point): # -f: whatever waits for an answer gives up
+            subprocess.run(["umount", "-lf", self.point] if os.geteuid() == 0 else
                            ["fusermount3", "-uz", self.point], check=False)
+        self.proc.wait(30)
         if self in _mounts:
             _mounts.remove(self)
 

@@ -43,6 +43,7 @@ SCRIPT_TESTS = \
 	tests/cli_repo.sh \
 	tests/cli_signal.sh \
 	tests/check_headers.py \
+	tests/mount_clients.py \
 	tests/mount_crash.py \
 	tests/mount_fault.py \
 	tests/mount_model.py \
@@ -72,6 +73,7 @@ TEST_FILES = \
 	tests/gpu_util.h \
 	tests/gen_model.py \
 	tests/gen_bad_headers.py \
+	tests/hub_server.py \
 	tests/posix_cases.py \
 	tests/st_text.h \
 	tests/mount_lib.py

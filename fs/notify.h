@@ -1,0 +1,19 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the kernel is told without having asked. */
+#ifndef EQ_NOTIFY_H
+#define EQ_NOTIFY_H
+
+#include "fs.h"
+
+/*
+ * The name in parent stands for something else than n from now on, and n is of no use
+ * any more: the kernel is to look the name up again and to forget n. Best effort;
+ * what it believes it forgets after EQ_TIMEOUT anyhow. Not from a request's thread,
+ * and no lock may be held.
+ */
+void eq_notify_replaced(struct eq_fs *fs, struct eq_node *parent, const char *name,
+			struct eq_node *n);
+/* The attributes of n have changed without a request. Likewise. */
+void eq_notify_changed(struct eq_fs *fs, struct eq_node *n);
+
+#endif
