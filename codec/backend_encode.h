@@ -67,6 +67,7 @@ struct eq_quantiser;
 struct eq_quantiser_tensor {
 	int dtype;              /* EQ_BF16, EQ_F16 or EQ_F32 */
 	uint64_t rows, k;
+	size_t max_outliers;    /* with more of them apply() gives -ENOSPC */
 	const void *units;      /* until `norm` returns */
 };
 
@@ -74,18 +75,12 @@ struct eq_encode_sums {         /* of a row, as in quant_ops.h */
 	double abs, err_abs, sq, err_sq;
 };
 
-struct eq_encode_outlier {
-	uint64_t unit;
-	uint32_t bits, zero;
-};
-
 struct eq_quantised {
 	uint64_t hist[256];             /* of the symbols */
 	struct eq_encode_sums *sums;    /* the caller's, one a row */
 	void *recon;            /* the caller's: the tensor as a decoder will have it */
-	/* The caller's, in no order; with more than `room` the result is -ENOSPC. */
-	struct eq_encode_outlier *outlier;
-	size_t room, n_outliers;
+	struct eq_quant_outlier *outlier; /* the caller's, with room for all; unsorted */
+	size_t n_outliers;
 };
 
 struct eq_quantiser_ops {

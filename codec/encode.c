@@ -51,6 +51,8 @@ int eq_encoder_init(struct eq_encoder *e, int fd, const char *name, const struct
 	int rc;
 
 	*e = (struct eq_encoder){ .fd = fd, .name = name, .policy = policy, .run = run, .err = err };
+	if (run->backend && run->backend->encoder)
+		e->device = run->backend;
 	if (err)
 		err->text[0] = 0;
 	if (fstat(fd, &e->stat))

@@ -69,6 +69,45 @@ static void emit_each(void *arg, uint32_t chunk)
 	b->xxh3 = XXH3_64bits(out, b->len);
 }
 
+/* Chunks of a group, of which the first is `first`. */
+struct emit_group {
+	struct emit *x;
+	uint32_t first;
+};
+
+static void group_each(void *arg, size_t i)
+{
+	const struct emit_group *y = arg;
+
+	emit_each(y->x, y->first + (uint32_t)i);
+}
+
+static void group_seal(void *arg, size_t i)
+{
+	const struct emit_group *y = arg;
+	size_t at = slot_of(y->x, y->first) + i;
+	struct eq_built *b = &y->x->built[at];
+
+	b->data = y->x->base + at * y->x->slot;
+	b->xxh3 = XXH3_64bits(b->data, b->len);
+}
+
+/* Serial: encode group g at once, or else one by one. */
+static int emit_at_once(void *arg, uint32_t g)
+{
+	struct emit *x = arg;
+	struct emit_group y = { x, g * x->group };
+	uint32_t n = x->n_chunks - y.first < x->group ? x->n_chunks - y.first : x->group;
+	size_t at = slot_of(x, y.first);
+	int rc = x->m->encode_group(x->m->arg, y.first, n, x->base + at * x->slot, x->slot,
+				    &x->built[at]);
+
+	if (rc < 0)
+		return rc;
+	eq_pool_for(x->e->run->pool, n, rc == EQ_ONE_BY_ONE ? group_each : group_seal, &y);
+	return 0;
+}
+
 /* Serial: write the group before g. */
 static int emit_write(void *arg, uint32_t g)
 {
@@ -109,6 +148,10 @@ int eq_emit_run(struct eq_encoder *e, const struct eq_emit *m)
 			     .n_serial = 1 + m->n_serial, .each = emit_each, .arg = &x };
 	int rc;
 
+	if (m->encode_group) {
+		p.each = NULL;
+		p.serial[p.n_serial++] = emit_at_once;
+	}
 	x.n_chunks = p.n_chunks = (uint32_t)((n_bytes + bytes - 1) / bytes);
 	x.group = p.group = (uint32_t)(EQ_GROUP_BYTES / bytes);
 	if (x.group > x.n_chunks)

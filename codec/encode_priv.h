@@ -21,6 +21,7 @@ struct eq_encoder {
 	const char *name;
 	const struct eq_policy *policy;
 	const struct eq_run *run;
+	const struct eq_backend *device; /* that encodes, or NULL: none, or lost */
 	struct eq_error *err;
 	struct stat stat;       /* of the input, when we began */
 	struct eq_st *st;
@@ -82,9 +83,14 @@ int eq_pass_run(struct eq_encoder *e, const struct eq_pass *p);
  * Encode a tensor's chunks and write them in order. `encode` gets the chunk's
  * index, and a slot with room for `bound` bytes of output and `scratch` bytes;
  * it returns the stored length. `serial` tasks run beside, as above.
+ * encode_group, if it is there, may do a group's chunks at once, the i-th one in
+ * out + i * slot, and set the lengths; EQ_ONE_BY_ONE has them encoded so.
  */
+#define EQ_ONE_BY_ONE 1
 struct eq_emit {
 	size_t (*encode)(void *arg, uint32_t chunk, uint8_t *out, uint8_t *scratch);
+	int (*encode_group)(void *arg, uint32_t first, uint32_t n, uint8_t *out, size_t slot,
+			    struct eq_built *built);
 	int (*serial[2])(void *arg, uint32_t g);
 	unsigned n_serial;
 	void *arg;

@@ -12,6 +12,7 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "encode_device.h"
 #include "encode_priv.h"
 
 /* From this share of the plain size on, lossless coding may be the smaller. */
@@ -30,6 +31,18 @@ struct quant {
 	unsigned unit;
 	XXH3_state_t *xxh;
 	struct eq_disk_outlier *outlier;        /* positions in their chunks */
+	struct eq_quantiser *device;    /* has the tensor, and its symbols; or NULL */
+	struct eq_encode_plan plan;     /* for it */
+};
+
+/* A chunk's place in the tensor, and what goes with its symbols. */
+struct place {
+	uint64_t first;
+	uint32_t n;
+	const uint16_t *scales;
+	size_t scale_bytes;
+	const struct eq_disk_outlier *outlier;
+	size_t n_outliers;
 };
 
 void eq_matrix_of(const struct eq_st_tensor *t, uint64_t *rows, uint64_t *k)
@@ -106,19 +119,80 @@ static size_t outlier_at(const struct quant *q, uint64_t unit)
 	return lo;
 }
 
-static size_t encode_chunk(void *arg, uint32_t chunk, uint8_t *out, uint8_t *scratch)
+static struct place place_of(const struct quant *q, uint32_t chunk)
 {
-	struct quant *q = arg;
-	uint64_t first = (uint64_t)chunk * EQ_CHUNK_UNITS, n = q->m.rows * q->m.k - first, row;
-	size_t o;
+	uint64_t first = (uint64_t)chunk * EQ_CHUNK_UNITS, n = q->m.rows * q->m.k - first;
+	uint64_t row = first / q->m.k;
+	size_t o = outlier_at(q, first);
 
 	if (n > EQ_CHUNK_UNITS)
 		n = EQ_CHUNK_UNITS;
-	row = first / q->m.k;
-	o = outlier_at(q, first);
-	return eq_chunk_encode_quant(q->e->coding, q->sym + first, (uint32_t)n, q->scale + row,
-				     ((first + n - 1) / q->m.k - row + 1) * sizeof(q->scale[0]),
-				     q->outlier + o, outlier_at(q, first + n) - o, out, scratch);
+	return (struct place){
+		.first = first, .n = (uint32_t)n, .scales = q->scale + row,
+		.scale_bytes = ((first + n - 1) / q->m.k - row + 1) * sizeof(q->scale[0]),
+		.outlier = q->outlier + o, .n_outliers = outlier_at(q, first + n) - o,
+	};
+}
+
+static size_t encode_chunk(void *arg, uint32_t chunk, uint8_t *out, uint8_t *scratch)
+{
+	struct quant *q = arg;
+	struct place p = place_of(q, chunk);
+
+	return eq_chunk_encode_quant(q->e->coding, q->sym + p.first, p.n, p.scales, p.scale_bytes,
+				     p.outlier, p.n_outliers, out, scratch);
+}
+
+/* Make the symbols that only the lost device had. The data is needed as it is, for
+ * its hash, so the units are read once more. */
+static int make_symbols(struct quant *q)
+{
+	struct eq_quant_result r = { .outlier = NULL };
+	struct eq_quant_tensor t = q->m;
+	uint8_t *units = malloc(q->n_bytes);
+	int rc = -ENOMEM;
+
+	q->sym = malloc(t.rows * t.k);
+	t.w = units;
+	if (units && q->sym)
+		rc = eq_input_read(q->e, units, q->n_bytes, q->e->st->prefix_len + q->t->begin);
+	if (!rc)
+		rc = eq_quant_apply(&t, q->e->policy->format, q->scale, q->e->run->pool, q->sym, NULL,
+				    &r);
+	eq_quant_result_fini(&r);
+	free(units);
+	return rc;
+}
+
+static int encode_group(void *arg, uint32_t first, uint32_t n, uint8_t *out, size_t slot,
+			struct eq_built *built)
+{
+	struct eq_encode_job *job = malloc(n * sizeof(*job));
+	struct quant *q = arg;
+	bool done;
+	uint32_t i;
+	int rc;
+
+	if (!job)
+		return -ENOMEM;
+	for (i = 0; i < n; i++) {
+		struct place p = place_of(q, first + i);
+
+		job[i] = (struct eq_encode_job){
+			.plan = &q->plan, .n_units = p.n, .first_unit = p.first,
+			.scales = p.scales, .scale_bytes = p.scale_bytes,
+			.outlier = p.outlier, .n_outliers = p.n_outliers, .out = out + i * slot,
+		};
+		eq_device_parts(q->e->coding, first + i, job[i].part);
+	}
+	done = eq_device_symbols(q->e, &q->device, job, n);
+	for (i = 0; i < n && done; i++)
+		built[i].len = (uint32_t)job[i].len;
+	free(job);
+	if (done)
+		return 0;
+	rc = q->sym ? 0 : make_symbols(q);
+	return rc ? rc : EQ_ONE_BY_ONE;
 }
 
 /* The format wants positions in the chunk. */
@@ -185,6 +259,12 @@ static int write_quant(struct quant *q)
 	eq_build_tensor(q->e->build, q->t);
 	m.bound = eq_chunk_bound(q->e->coding, most);
 	m.scratch = eq_chunk_scratch(q->e->coding);
+	if (q->device) {
+		rc = eq_device_plan(q->e->coding, &q->plan);
+		if (rc)
+			return rc;
+		m.encode_group = encode_group;
+	}
 	XXH3_64bits_reset(q->xxh);
 	rc = eq_emit_run(q->e, &m);
 	if (rc)
@@ -215,10 +295,46 @@ static int lossless_is_smaller(struct quant *q, uint64_t size, bool *smaller)
 	return rc;
 }
 
+/* By the device, if it has the tensor; else by the CPU. */
+static int norm(struct quant *q, double *l1, bool *finite)
+{
+	eq_device_open(q->e, &q->m, &q->device);
+	if (eq_device_l1(q->e, &q->device, &q->m, l1, finite))
+		return 0;
+	return eq_quant_l1(&q->m, q->e->run->pool, l1, finite);
+}
+
+static int search(struct quant *q, double l1)
+{
+	uint64_t n = q->m.rows * q->m.k;
+
+	if (eq_device_search(q->e, &q->device, eq_quant_price(q->e->lambda, l1, n), q->scale))
+		return 0;
+	return eq_quant_search(&q->m, q->e->policy->format, q->e->lambda, l1, n, q->e->run->pool,
+			       q->scale);
+}
+
+static int read_again(struct quant *q)
+{
+	return eq_input_read(q->e, q->data, q->n_bytes, q->e->st->prefix_len + q->t->begin);
+}
+
 /* Symbols, and the reconstruction in place of the data. */
 static int quantise(struct quant *q)
 {
+	int rc = 0;
+
 	eq_quant_result_fini(&q->r);
+	if (q->device) {
+		if (eq_device_apply(q->e, &q->device, &q->m, q->scale, q->data, &q->r))
+			return 0;
+		rc = read_again(q); /* it may have written some of it */
+	}
+	q->sym = malloc(q->m.rows * q->m.k);
+	if (!rc && !q->sym)
+		rc = -ENOMEM;
+	if (rc)
+		return rc;
 	return eq_quant_apply(&q->m, q->e->policy->format, q->scale, q->e->run->pool, q->sym, q->data,
 			      &q->r);
 }
@@ -234,16 +350,15 @@ static int quant_run(struct quant *q)
 
 	rc = read_whole(q);
 	if (!rc)
-		rc = eq_quant_l1(&q->m, e->run->pool, &l1, &finite);
+		rc = norm(q, &l1, &finite);
 	if (rc)
 		return rc;
 	if (!finite || !(l1 > 0))
 		return eq_encode_lossless(e, q->t, q->data, finite ? 0 : EQ_TENSOR_NONFINITE);
-	q->sym = malloc(n);
 	q->scale = malloc(q->m.rows * sizeof(q->scale[0]));
-	if (!q->sym || !q->scale)
+	if (!q->scale)
 		return -ENOMEM;
-	rc = eq_quant_search(&q->m, e->policy->format, e->lambda, l1, n, e->run->pool, q->scale);
+	rc = search(q, l1);
 	if (!rc)
 		rc = quantise(q);
 	if (rc)
@@ -255,13 +370,15 @@ static int quant_run(struct quant *q)
 	lost = q->r.err_abs >= q->r.sum_abs;
 	/* Rare (high rates, very short rows), so worth a second look only then. */
 	if (lost || (double)e->coding->size > SUSPICIOUS * (double)q->n_bytes) {
-		rc = eq_input_read(e, q->data, q->n_bytes, e->st->prefix_len + q->t->begin);
+		rc = read_again(q);
 		if (!rc && !lost)
 			rc = lossless_is_smaller(q, e->coding->size, &lost);
 		if (rc)
 			return rc;
 		if (lost)
 			return eq_encode_lossless(e, q->t, q->data, 0);
+		eq_device_close(&q->device); /* it quantises once */
+		free(q->sym);
 		rc = quantise(q);
 	}
 	return rc ? rc : write_quant(q);
@@ -281,6 +398,8 @@ int eq_encode_quant(struct eq_encoder *e, const struct eq_st_tensor *t)
 	q.xxh = XXH3_createState();
 	rc = q.xxh ? quant_run(&q) : -ENOMEM;
 	XXH3_freeState(q.xxh);
+	eq_device_close(&q.device);
+	free((void *)(uintptr_t)q.plan.table);
 	eq_quant_result_fini(&q.r);
 	free(q.outlier);
 	free(q.scale);

@@ -16,12 +16,13 @@
 #include <string.h>
 #include <xxhash.h>
 
+#include "encode_device.h"
 #include "encode_priv.h"
 
 #define BLOCK_ITEMS 128u        /* chunks of a block, at most */
 #define BLOCK_BYTES (UINT64_C(4) << 20) /* little enough for caches to keep it */
 #define BLOCKS 3
-#define SERIAL 4                /* stages that are one task */
+#define SERIAL 5                /* stages that are one task */
 /* Beyond what the sample promised by this share, a tensor is coded again. */
 #define MISJUDGED 1.01
 #define SLACK_BYTES 4096
@@ -32,6 +33,7 @@ struct passage {
 	uint32_t n_chunks;
 	enum eq_codec_id codec;
 	struct eq_coding *coding;       /* codec planes */
+	struct eq_encode_plan plan;     /* the same for a device, once one is to do it */
 	uint64_t size;          /* that the sample promises */
 	uint64_t content;       /* XXH3, once all of it was seen */
 	uint8_t first[8];
@@ -70,6 +72,7 @@ struct stream {
 	pthread_mutex_t lock;
 	struct scratch *scratch;        /* free ones */
 	uint32_t g;             /* the block to be encoded */
+	bool device;            /* which a device does */
 	int status[SERIAL];     /* of the serial stages */
 	atomic_int choose_status;
 };
@@ -193,6 +196,15 @@ static void scratch_put(struct stream *s, struct scratch *x)
 	pthread_mutex_unlock(&s->lock);
 }
 
+static void item_encoded(struct item *i, uint8_t *out, size_t len)
+{
+	i->built.data = out;
+	i->built.len = (uint32_t)len;
+	i->built.xxh3 = XXH3_64bits(out, len);
+	if (i->p->codec == EQ_CODEC_PLANES)
+		eq_atomic_max(&i->p->tables, eq_chunk_tables(i->p->coding, out));
+}
+
 static void item_encode(struct stream *s, struct item *i)
 {
 	struct passage *p = i->p;
@@ -204,13 +216,87 @@ static void item_encode(struct stream *s, struct item *i)
 	x = scratch_get(s);
 	if (!x)
 		return; /* and no length */
-	i->built.data = out;
-	i->built.len = (uint32_t)eq_lossless_chunk(p->codec, p->coding, i->chunk,
-						   s->in[s->g % 2] + i->at, i->len, out, (uint8_t *)x);
-	i->built.xxh3 = XXH3_64bits(out, i->built.len);
-	if (p->codec == EQ_CODEC_PLANES)
-		eq_atomic_max(&p->tables, eq_chunk_tables(p->coding, out));
+	item_encoded(i, out, eq_lossless_chunk(p->codec, p->coding, i->chunk,
+					       s->in[s->g % 2] + i->at, i->len, out, (uint8_t *)x));
 	scratch_put(s, x);
+}
+
+/* ---- by a device ---------------------------------------------------------------- */
+
+/* The chunks of planes in a block, all at once. */
+struct at_once {
+	struct stream *s;
+	struct eq_encode_job job[BLOCK_ITEMS];
+	struct item *item[BLOCK_ITEMS];
+	size_t n;
+};
+
+static int at_once_plan(struct at_once *a, struct block *b)
+{
+	struct stream *s = a->s;
+	size_t i;
+	int rc;
+
+	for (i = 0; i < b->n; i++) {
+		struct passage *p = b->item[i].p;
+		struct eq_encode_job *j = &a->job[a->n];
+
+		if (p->codec != EQ_CODEC_PLANES)
+			continue;
+		rc = p->plan.table ? 0 : eq_device_plan(p->coding, &p->plan);
+		if (rc)
+			return rc;
+		*j = (struct eq_encode_job){
+			.plan = &p->plan, .n_units = (uint32_t)(b->item[i].len / p->coding->unit),
+			.units = s->in[s->g % 2] + b->item[i].at,
+			.out = s->out[s->g % 2] + b->item[i].out,
+		};
+		eq_device_parts(p->coding, b->item[i].chunk, j->part);
+		a->item[a->n++] = &b->item[i];
+	}
+	return 0;
+}
+
+static void at_once_encoded(void *arg, size_t i)
+{
+	const struct at_once *a = arg;
+
+	item_encoded(a->item[i], a->job[i].out, a->job[i].len);
+}
+
+static void at_once_encode(void *arg, size_t i)
+{
+	const struct at_once *a = arg;
+
+	item_encode(a->s, a->item[i]);
+}
+
+static int block_device(struct stream *s, uint32_t g)
+{
+	struct at_once *a;
+	int rc;
+
+	if (!s->device)
+		return 0;
+	a = malloc(sizeof(*a));
+	if (!a)
+		return -ENOMEM;
+	a->s = s;
+	a->n = 0;
+	rc = at_once_plan(a, block_of(s, g));
+	if (!rc && a->n)
+		eq_pool_for(s->e->run->pool, a->n,
+			    eq_device_encode(s->e, a->job, a->n) ? at_once_encoded : at_once_encode, a);
+	free(a);
+	return rc;
+}
+
+static void passage_fini(struct passage *p)
+{
+	free((void *)(uintptr_t)p->plan.table);
+	free(p->coding);
+	p->plan.table = NULL;
+	p->coding = NULL;
 }
 
 /* All chunks are written: end the tensor, or code it again from all its units. */
@@ -240,8 +326,7 @@ static int passage_end(struct stream *s, struct passage *p)
 		r->content_xxh3 = p->content;
 		rc = eq_build_tensor_end(e->build, params);
 	}
-	free(p->coding);
-	p->coding = NULL;
+	passage_fini(p);
 	return rc;
 }
 
@@ -299,9 +384,11 @@ static void stream_task(void *arg, size_t i)
 		s->status[i] = block_read(s, s->g + 1);
 	else if (i == 3)
 		s->status[i] = block_hash_content(s, s->g);
+	else if (i == 4)
+		s->status[i] = block_device(s, s->g);
 	else if (i < SERIAL + next->n)
 		item_choose(s, &next->item[i - SERIAL]);
-	else
+	else if (!s->device || now->item[i - SERIAL - next->n].p->codec != EQ_CODEC_PLANES)
 		item_encode(s, &now->item[i - SERIAL - next->n]);
 }
 
@@ -336,6 +423,7 @@ static int stream_step(struct stream *s)
 		rc = block_room(s, s->g);
 	if (rc)
 		return rc;
+	s->device = s->e->device != NULL;
 	eq_pool_for(s->e->run->pool, SERIAL + block_of(s, s->g)->n + block_of(s, s->g + 1)->n,
 		    stream_task, s);
 	rc = atomic_load(&s->choose_status);
@@ -403,7 +491,7 @@ static void stream_fini(struct stream *s)
 		free(x);
 	}
 	for (i = 0; s->passage && i < s->n; i++)
-		free(s->passage[i].coding);
+		passage_fini(&s->passage[i]);
 	for (i = 0; i < BLOCKS; i++)
 		free(s->block[i]);
 	for (i = 0; i < 2; i++) {

@@ -33,11 +33,6 @@ struct eq_quant_tensor {
 	uint64_t rows, k;
 };
 
-struct eq_quant_outlier {
-	uint64_t unit;          /* index in the tensor */
-	uint32_t bits;          /* of the unit, zero-extended */
-};
-
 struct eq_quant_result {
 	uint64_t hist[256];
 	struct eq_quant_outlier *outlier; /* ascending; malloc'ed, may be NULL */

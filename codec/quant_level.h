@@ -10,6 +10,11 @@
 
 #define EQ_QUANT_SLOTS 144      /* levels 0 to 127 and beyond, in whole vectors */
 
+struct eq_quant_outlier {
+	uint64_t unit;          /* index in the tensor */
+	uint32_t bits;          /* of the unit, zero-extended */
+};
+
 /* A format's levels, by magnitude; see quant.c. */
 struct eq_quant_format {
 	unsigned top;           /* greatest level with a symbol */

@@ -19,7 +19,7 @@ struct eq_gpu_rows {
 	uint16_t *scale;
 	unsigned char *symbols;
 	struct eq_encode_sums *sums;
-	struct eq_encode_outlier *outlier;      /* room for max_outliers */
+	struct eq_quant_outlier *outlier;      /* room for max_outliers */
 	uint32_t *n_outliers;
 	uint32_t max_outliers;
 	double nu;
@@ -131,7 +131,6 @@ EQ_DEV void eq_outlier_add(const struct eq_gpu_rows *r, uint64_t unit, uint32_t 
 	if (i < r->max_outliers) {
 		r->outlier[i].unit = unit;
 		r->outlier[i].bits = bits;
-		r->outlier[i].zero = 0;
 	}
 }
 

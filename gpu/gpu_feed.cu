@@ -118,6 +118,8 @@ void eq_gpu_feeds_free(struct eq_gpu_feeds *all)
 {
 	struct feed *f;
 
+	if (!all)
+		return;
 	while ((f = all->kept) != NULL) {
 		all->kept = f->link;
 		feed_free(f);

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "backend_encode.h"
 #include "gpu_load.h"
 
 #define MODULE "eqfs-cuda.so"
@@ -100,19 +101,44 @@ static int device_open(struct loaded *l, const struct eq_backend **out, struct e
 	return rc;
 }
 
-static int loaded_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
+/* What device_open says goes to the log. */
+static int loaded_inner(struct loaded *l, const struct eq_backend **inner)
 {
-	const struct eq_backend *inner;
 	struct eq_error err = { "" };
-	struct loaded *l = ctx;
-	int rc = device_open(l, &inner, &err);
+	int rc = device_open(l, inner, &err);
 
-	if (rc == 0)
-		return inner->decode(inner->ctx, jobs, n);
-	if (err.text[0])
+	if (rc && err.text[0])
 		l->open.log(l->open.log_arg, err.text);
 	return rc;
 }
+
+static int loaded_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
+{
+	const struct eq_backend *inner;
+	int rc = loaded_inner(ctx, &inner);
+
+	return rc ? rc : inner->decode(inner->ctx, jobs, n);
+}
+
+static int loaded_encode(void *ctx, struct eq_encode_job *jobs, size_t n)
+{
+	const struct eq_backend *inner;
+	int rc = loaded_inner(ctx, &inner);
+
+	return rc ? rc : inner->encoder->encode(inner->ctx, jobs, n);
+}
+
+static int loaded_quantiser(void *ctx, const struct eq_quantiser_tensor *t,
+			    struct eq_quantiser **out)
+{
+	const struct eq_backend *inner;
+	int rc = loaded_inner(ctx, &inner);
+
+	*out = NULL;
+	return rc ? rc : inner->encoder->quantiser(inner->ctx, t, out);
+}
+
+static const struct eq_backend_encoder loaded_encoder = { loaded_encode, loaded_quantiser };
 
 static int gpu_load(const struct eq_gpu_options *o, int device, const struct eq_backend **out,
 		    struct eq_error *err)
@@ -122,7 +148,8 @@ static int gpu_load(const struct eq_gpu_options *o, int device, const struct eq_
 
 	if (!l)
 		return eq_fail(err, -ENOMEM, "GPU: out of memory");
-	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, "cuda", loaded_decode, l, NULL };
+	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, "cuda", loaded_decode, l,
+					  &loaded_encoder };
 	l->open = (struct eq_gpu_open){ .device = device, .mem_limit = o->mem_limit,
 					.cpu = eq_backend_cpu(),
 					.log = o->log ? o->log : log_stderr,

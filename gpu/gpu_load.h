@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A decoding back end on a GPU, if there is one: the module eqfs-cuda.so, loaded
+/* A back end on a GPU, if there is one: the module eqfs-cuda.so, loaded
  * when it is wanted. Without it, or without a GPU, everything runs as before. */
 #ifndef EQ_GPU_LOAD_H
 #define EQ_GPU_LOAD_H

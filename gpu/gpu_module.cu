@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The module: a decode back end on one CUDA device.
+ * The module: a back end on one CUDA device. Here it decodes; gpu_encode.cu encodes.
  *
  * A call of decode() is cut into batches, each of which takes a slot: a stream
  * with staging memory on both sides. Copying in, decoding and copying out of one
@@ -19,6 +19,7 @@
 #include <pthread.h>
 
 #include "gpu_abi.h"
+#include "gpu_encode.cuh"
 #include "gpu_kernels.cuh"
 #include "gpu_module.cuh"
 
@@ -68,6 +69,7 @@ struct gpu {
 	void (*log)(void *arg, const char *line);
 	void *log_arg;
 	struct eq_gpu_feeds *feeds;
+	struct eq_gpu_encoder *encoder;
 	pthread_mutex_t lock;
 	pthread_cond_t freed;
 	struct slot *free_slots;        /* these and below: under the lock */
@@ -344,7 +346,7 @@ int eq_gpu_give_up(const struct eq_backend *be, cudaError_t rc)
 	g->dead = true;
 	pthread_mutex_unlock(&g->lock);
 	if (first)
-		say(g, "GPU %d (%s): %s; decoding on the CPU from here on", g->device, g->name,
+		say(g, "GPU %d (%s): %s; going on with the CPU", g->device, g->name,
 		    cudaGetErrorString(rc));
 	return rc == cudaErrorMemoryAllocation ? -ENOMEM : -EIO;
 }
@@ -433,7 +435,21 @@ struct eq_gpu_feeds *eq_gpu_feeds_of(const struct eq_backend *be)
 	return ((const struct gpu *)be->ctx)->feeds;
 }
 
+struct eq_gpu_encoder *eq_gpu_encoder_of(const struct eq_backend *be)
+{
+	return ((const struct gpu *)be->ctx)->encoder;
+}
+
 /* ---- opening ---------------------------------------------------------------- */
+
+static void gpu_free(struct gpu *g)
+{
+	if (!g)
+		return;
+	eq_gpu_encoder_free(g->encoder);
+	eq_gpu_feeds_free(g->feeds);
+	free(g);
+}
 
 static void gpu_close(const struct eq_backend *be)
 {
@@ -441,14 +457,13 @@ static void gpu_close(const struct eq_backend *be)
 	struct slot *s;
 
 	cudaSetDevice(g->device);
-	eq_gpu_feeds_free(g->feeds);
 	while ((s = g->free_slots) != NULL) {
 		g->free_slots = s->link;
 		slot_free(s);
 	}
 	pthread_cond_destroy(&g->freed);
 	pthread_mutex_destroy(&g->lock);
-	free(g);
+	gpu_free(g);
 }
 
 /* Can the kernels run on this device, and is it there? */
@@ -461,6 +476,8 @@ static cudaError_t gpu_try(struct gpu *g, int device)
 		rc = cudaGetDeviceProperties(&prop, device);
 	if (!rc)
 		rc = eq_gpu_kernels_init();
+	if (!rc)
+		rc = eq_enc_kernels_init();
 	if (rc)
 		return rc;
 	g->device = device;
@@ -507,17 +524,18 @@ static int gpu_open(const struct eq_gpu_open *o, const struct eq_backend **out,
 		return -EINVAL;
 	}
 	g = (struct gpu *)calloc(1, sizeof(*g));
-	if (g)
+	if (g) {
 		g->feeds = eq_gpu_feeds_create(limit);
-	if (!g || !g->feeds) {
-		free(g);
+		g->encoder = eq_gpu_encoder_create(&g->backend, limit);
+	}
+	if (!g || !g->feeds || !g->encoder) {
+		gpu_free(g);
 		snprintf(text, text_size, "out of memory");
 		return -ENOMEM;
 	}
 	rc = gpu_find(g, o->device, text, text_size);
 	if (rc) {
-		eq_gpu_feeds_free(g->feeds);
-		free(g);
+		gpu_free(g);
 		return rc;
 	}
 	pthread_mutex_init(&g->lock, NULL);
@@ -530,6 +548,7 @@ static int gpu_open(const struct eq_gpu_open *o, const struct eq_backend **out,
 	g->backend.name = g->name;
 	g->backend.decode = cuda_decode;
 	g->backend.ctx = g;
+	g->backend.encoder = &eq_gpu_encoder_ops;
 	*out = &g->backend;
 	return 0;
 }

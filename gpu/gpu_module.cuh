@@ -28,7 +28,7 @@ int eq_gpu_measure(const struct eq_backend *be, struct eq_decode_job *jobs, size
 
 /* gpu_feed.cu: what loading into device memory needs. */
 struct eq_gpu_feeds *eq_gpu_feeds_create(uint64_t mem_limit); /* NULL: no memory */
-void eq_gpu_feeds_free(struct eq_gpu_feeds *feeds); /* none may be in use */
+void eq_gpu_feeds_free(struct eq_gpu_feeds *feeds); /* or NULL; none may be in use */
 extern const struct eq_gpu_load_abi eq_gpu_load;
 
 #endif

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# gpu/: decoding on a GPU. One file a line.
+# gpu/: decoding and encoding on a GPU. One file a line.
 # Part of the programs: finds and loads the module.
 EQ_GPU_SOURCES = \
 	gpu/gpu_abi.h \
@@ -7,16 +7,20 @@ EQ_GPU_SOURCES = \
 	gpu/gpu_load.h
 # The module eqfs-cuda.so, made by nvcc.
 EQ_CUDA_FILES = \
+	gpu/gpu_enc_kernels.cu \
+	gpu/gpu_encode.cu \
 	gpu/gpu_feed.cu \
 	gpu/gpu_kernels.cu \
 	gpu/gpu_measure.cu \
-	gpu/gpu_module.cu
+	gpu/gpu_module.cu \
+	gpu/gpu_quantise.cu
 EQ_CUDA_DEPS = \
 	gpu/eqfs-cuda.map \
 	gpu/gpu_enc_quant.h \
 	gpu/gpu_enc_search.h \
 	gpu/gpu_enc_task.h \
 	gpu/gpu_enc_warp.h \
+	gpu/gpu_encode.cuh \
 	gpu/gpu_kernels.cuh \
 	gpu/gpu_lane.cuh \
 	gpu/gpu_module.cuh \

@@ -16,7 +16,8 @@
 
 struct emulated {
 	struct eq_backend be;
-	unsigned calls, fail_at;        /* the call from which on all fail; 0: never */
+	unsigned calls, fail_at;        /* the call from which on all fail; 0: none */
+	bool no_room;                   /* for tensors to be quantised */
 	unsigned n_chunks;              /* that were encoded */
 };
 
@@ -32,7 +33,8 @@ static inline void *gpu_memory(size_t n)
 
 static inline int emulated_call(struct emulated *x)
 {
-	return x->fail_at && ++x->calls >= x->fail_at ? -EIO : 0;
+	x->calls++;
+	return x->fail_at && x->calls >= x->fail_at ? -EIO : 0;
 }
 
 /* What the kernels do with one chunk, whose units (or symbols) are copied to memory of
@@ -148,23 +150,25 @@ static inline int emulated_apply(struct eq_quantiser *q, const struct eq_quant_f
 	struct emulated_quantiser *e = (void *)q;
 	uint64_t n = e->r.rows * e->r.k;
 	uint32_t hist[256] = { 0 };
+	int rc;
 
 	e->r.n_outliers = &e->n_outliers;
-	e->r.max_outliers = (uint32_t)out->room;
 	e->r.outlier = out->outlier;
 	e->r.sums = out->sums;
 	memcpy(e->r.scale, scale, e->r.rows * sizeof(*scale));
 	for (uint64_t w = 0; 2 * w < e->r.rows; w++)
 		eq_warp_quantise(&e->r, w, e->dtype, f->top == 126);
-	if (e->n_outliers > out->room)
+	if (e->n_outliers > e->r.max_outliers)
 		return -ENOSPC;
 	for (unsigned w = 0; w < 2; w++)
 		eq_warp_hist(e->r.symbols, n, hist, w, 2);
 	for (unsigned s = 0; s < 256; s++)
 		out->hist[s] = hist[s];
 	out->n_outliers = e->n_outliers;
-	memcpy(out->recon, e->r.units, n * (e->dtype == EQ_F32 ? 4 : 2));
-	return emulated_call(e->x);
+	rc = emulated_call(e->x);
+	/* A device that fails may have written some of it. */
+	memcpy(out->recon, e->r.units, n * (e->dtype == EQ_F32 ? 4 : 2) / (rc ? 2 : 1));
+	return rc;
 }
 
 static inline int emulated_symbols(struct eq_quantiser *q, struct eq_encode_job *jobs, size_t n)
@@ -186,16 +190,22 @@ static inline int emulated_quantiser(void *ctx, const struct eq_quantiser_tensor
 		.close = emulated_close, .norm = emulated_norm, .search = emulated_search,
 		.apply = emulated_apply, .encode = emulated_symbols,
 	};
-	struct emulated_quantiser *e = must_alloc(sizeof(*e));
+	struct emulated *x = ctx;
+	struct emulated_quantiser *e;
 	size_t n = t->rows * t->k;
 
+	*out = NULL;
+	if (x->no_room)
+		return -ENOSPC;
+	e = must_alloc(sizeof(*e));
 	memset(e, 0, sizeof(*e));
 	e->pub.ops = &ops;
-	e->x = ctx;
+	e->x = x;
 	e->units = t->units;
 	e->dtype = t->dtype;
 	e->r.rows = t->rows;
 	e->r.k = t->k;
+	e->r.max_outliers = (uint32_t)t->max_outliers;
 	e->r.units = must_alloc(n * (t->dtype == EQ_F32 ? 4 : 2));
 	e->r.symbols = must_alloc(n);
 	e->r.sum = must_alloc(t->rows * sizeof(double));

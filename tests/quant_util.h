@@ -14,14 +14,14 @@
 static const int dtypes[] = { EQ_BF16, EQ_F16, EQ_F32 };
 static const enum eq_qformat formats[] = { EQ_Q_FP8, EQ_Q_INT8 };
 
-static uint64_t seed;       /* of uniform() */
+static uint64_t uniform_state;       /* of uniform() */
 
 static inline double uniform(void)
 {
-	seed ^= seed << 13;
-	seed ^= seed >> 7;
-	seed ^= seed << 17;
-	return ((double)(seed >> 11) + 0.5) * 0x1p-53;
+	uniform_state ^= uniform_state << 13;
+	uniform_state ^= uniform_state >> 7;
+	uniform_state ^= uniform_state << 17;
+	return ((double)(uniform_state >> 11) + 0.5) * 0x1p-53;
 }
 
 static inline double gauss(void)
@@ -78,7 +78,7 @@ static inline void matrix_make(struct matrix *m, int dtype, uint64_t rows, uint6
 	assert_non_null(m->x);
 	assert_non_null(m->scale);
 	m->t = (struct eq_quant_tensor){ m->w, dtype, rows, k };
-	seed = 88172645463325252u + kind;
+	uniform_state = 88172645463325252u + kind;
 	for (uint64_t i = 0; i < rows * k; i++)
 		matrix_set(m, i, (float)(scale * weight(kind)));
 }

@@ -69,7 +69,9 @@ TEST_FILES = \
 	tests/fuzz_util.h \
 	tests/quant_util.h \
 	tests/gpu_enc_host.h \
+	tests/gpu_enc_util.h \
 	tests/gpu_lane_host.h \
+	tests/gpu_model.h \
 	tests/gpu_util.h \
 	tests/gen_model.py \
 	tests/gen_bad_headers.py \

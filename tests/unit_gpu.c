@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The GPU back end against the CPU's: the same units and verdicts. Exits with 77
+ * The GPU back end against the CPU's: the same units and verdicts, the same chunks and
+ * archives. Exits with 77
  * (skipped) where no GPU can be used, unless EQFS_TEST_REQUIRE names "gpu".
  */
 #include <config.h>
@@ -16,7 +17,9 @@
 #include <errno.h>
 #include <pthread.h>
 
+#include "gpu_enc_util.h"
 #include "gpu_load.h"
+#include "gpu_model.h"
 #include "gpu_util.h"
 
 static const struct eq_backend *gpu;
@@ -212,6 +215,65 @@ static void test_threads(void **state)
 	}
 }
 
+/* ---- encoding ---------------------------------------------------------------------- */
+
+static void compare_archives(const struct eq_backend *be, unsigned times, const char *what)
+{
+	int fd = model_file(27, times);
+	struct eq_pool *pool;
+
+	assert_int_equal(eq_pool_create(3, &pool), 0);
+	for (unsigned p = 0; p < MODEL_POLICIES; p++) {
+		struct archive want = model_archive(fd, p, NULL, pool);
+		struct archive a = model_archive(fd, p, be, pool);
+
+		archive_compare(&a, &want, what, p);
+		free(a.data);
+		free(want.data);
+	}
+	eq_pool_free(pool);
+	close(fd);
+}
+
+static void test_archives(void **state)
+{
+	(void)state;
+	compare_archives(gpu, 1, "a small model");
+	compare_archives(gpu, 30, "a larger one");
+}
+
+static void *archive_main(void *arg)
+{
+	const unsigned *p = arg;
+	int fd = model_file(28, 5);
+	struct archive a = model_archive(fd, *p, gpu, NULL);
+	struct archive want = model_archive(fd, *p, NULL, NULL);
+	bool same = a.size == want.size && !memcmp(a.data, want.data, a.size);
+
+	free(a.data);
+	free(want.data);
+	close(fd);
+	return same ? NULL : arg;
+}
+
+static void test_encoding_threads(void **state)
+{
+	pthread_t thread[8];
+	unsigned policy[8];
+	void *bad;
+
+	(void)state;
+	for (unsigned i = 0; i < 8; i++) {
+		policy[i] = i;
+		assert_int_equal(pthread_create(&thread[i], NULL, archive_main, &policy[i]), 0);
+	}
+	for (unsigned i = 0; i < 8; i++) {
+		assert_int_equal(pthread_join(thread[i], &bad), 0);
+		if (bad)
+			fail_msg("policy %u: not as on the CPU", i);
+	}
+}
+
 /* The least memory there can be: one slot for everybody; opened when wanted. */
 static void test_little_memory(void **state)
 {
@@ -225,6 +287,7 @@ static void test_little_memory(void **state)
 	gpu = small;
 	test_threads(NULL);
 	gpu = all;
+	compare_archives(small, 3, "little memory");
 	eq_gpu_release(small);
 }
 
@@ -317,6 +380,7 @@ static void test_full_device(void **state)
 	assert_int_equal(full->decode(full->ctx, &job, 1), -ENOMEM);
 	assert_int_equal(logged, 1);
 	assert_int_not_equal(full->decode(full->ctx, &job, 1), 0);
+	compare_archives(full, 1, "a full device");
 	while (n)
 		d.free(taken[--n]);
 	assert_int_not_equal(full->decode(full->ctx, &job, 1), 0);
@@ -339,6 +403,12 @@ int main(void)
 		cmocka_unit_test(test_threads),
 		cmocka_unit_test(test_little_memory),
 		cmocka_unit_test(test_resident),
+		cmocka_unit_test(test_planes),
+		cmocka_unit_test(test_quantiser),
+		cmocka_unit_test(test_odd_rows),
+		cmocka_unit_test(test_not_finite),
+		cmocka_unit_test(test_archives),
+		cmocka_unit_test(test_encoding_threads),
 		cmocka_unit_test(test_no_log),
 		cmocka_unit_test(test_full_device),
 	};
@@ -351,6 +421,7 @@ int main(void)
 		return require && strstr(require, "gpu") ? 1 : 77;
 	}
 	fprintf(stderr, "%s\n", gpu->name);
+	encoder_under_test = gpu;
 	rc = cmocka_run_group_tests(tests, NULL, NULL);
 	eq_gpu_release(gpu);
 	return rc;

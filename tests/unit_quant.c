@@ -44,7 +44,7 @@ static void test_levels(void **state)
 	assert_true(fp8[0xb8] == -1 && isnan(fp8[0x7f]) && isnan(fp8[0xff]) && isnan(fp8[0x80]));
 	assert_true(int8[0] == 0 && int8[127] == 127 && int8[255] == -1 && int8[129] == -127);
 	assert_true(isnan(int8[128]));
-	seed = 7;
+	uniform_state = 7;
 	for (int i = 0; i < 20000; i++) {
 		double r = uniform() * 19 - 10.5;
 		float t = (float)exp2(r);
@@ -328,7 +328,7 @@ static void check_ops(const struct eq_quant_ops *ops)
 	struct eq_quant_format f;
 	uint16_t w[2 * EQ_STRIP];
 
-	seed = 99;
+	uniform_state = 99;
 	for (int round = 0; round < 3000; round++) {
 		int dtype = dtypes[round % 3];
 		enum eq_qformat format = formats[round / 3 % 2];

@@ -58,6 +58,7 @@ static void log_gpu(void *arg, const char *line)
 int eq_runner_init(struct eq_runner *r, const struct eq_common *c)
 {
 	const struct eq_gpu_options gpu = { .spec = c->gpu ? c->gpu : "off",
+					    .mem_limit = UINT64_C(1) << 30,
 					    .log = log_gpu, .log_arg = r };
 	struct eq_error err = { .text = "" };
 	int rc;

@@ -33,7 +33,7 @@ static const char help[] =
 "      --policy=FILE    read the policy from FILE (see eqar(1))\n"
 "\n"
 "  -j, --jobs=N         use N threads (default: one a CPU)\n"
-"      --gpu=GPU        decode on a GPU: auto, off (default) or its number\n"
+"      --gpu=GPU        use a GPU: auto, off (default) or its number\n"
 "  -q, --quiet          no progress, no summary\n"
 "  -v, --verbose        say more\n"
 "      --json           a JSON object a file on standard output\n"

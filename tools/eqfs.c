@@ -191,7 +191,7 @@ static void help(void)
 	     "  settle=SEC     encode when a file has been quiet that long (default: 2)\n"
 	     "  cache=SIZE     memory for decoded data, as 512M or 2G (default: 256M)\n"
 	     "  threads=N      to decode and encode (default: one a CPU)\n"
-	     "  gpu=GPU        decode on a GPU: auto, off (default) or its number\n"
+	     "  gpu=GPU        use a GPU: auto, off (default) or its number\n"
 	     "  gpu-mem=SIZE   device memory to use at most (default: 256M)\n"
 	     "  ro             read-only; such mounts may share a store\n"
 	     "  allow_other, default_permissions and what else libfuse knows\n"

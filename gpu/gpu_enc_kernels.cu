@@ -1,0 +1,170 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The encoding kernels: a warp a part of a chunk, a warp a row or two. */
+#include "gpu_lane.cuh"
+#include "gpu_enc_search.h"
+#include "gpu_enc_warp.h"
+#include "gpu_encode.cuh"
+
+#define ROW_WARPS 4             /* in a block */
+#define PLACE_WARPS 4           /* in a block, and blocks a part */
+#define PLACE_BLOCKS 4
+#define HIST_BLOCKS 1024
+
+/* ---- parts -------------------------------------------------------------------- */
+
+template <unsigned UNIT>
+static __device__ void encode_part(const struct eq_gpu_enc_task *t, struct eq_encode_table *table)
+{
+	if (t->kind == EQ_PART_RANS)
+		eq_warp_encode(t, table, UNIT, false);
+	else if (t->kind == EQ_PART_PAIR)
+		eq_warp_encode(t, table, UNIT, true);
+	else
+		eq_warp_plain(t, UNIT);
+}
+
+static __global__ void __launch_bounds__(32) encode_parts(const struct eq_gpu_enc_task *tasks)
+{
+	__shared__ struct eq_encode_table table;
+	const struct eq_gpu_enc_task t = tasks[blockIdx.x];
+
+	switch (t.log2_unit) {
+	case 0:
+		encode_part<1>(&t, &table);
+		break;
+	case 1:
+		encode_part<2>(&t, &table);
+		break;
+	case 2:
+		encode_part<4>(&t, &table);
+		break;
+	default:
+		encode_part<8>(&t, &table);
+	}
+}
+
+static __global__ void __launch_bounds__(32 * PLACE_WARPS)
+place_parts(const struct eq_gpu_enc_task *tasks)
+{
+	const struct eq_gpu_enc_task t = tasks[blockIdx.x];
+	uint32_t warp = blockIdx.y * PLACE_WARPS + threadIdx.x / 32;
+
+	switch (t.log2_unit) {
+	case 0:
+		eq_warp_place(&t, 1, warp, PLACE_WARPS * PLACE_BLOCKS);
+		break;
+	case 1:
+		eq_warp_place(&t, 2, warp, PLACE_WARPS * PLACE_BLOCKS);
+		break;
+	case 2:
+		eq_warp_place(&t, 4, warp, PLACE_WARPS * PLACE_BLOCKS);
+		break;
+	default:
+		eq_warp_place(&t, 8, warp, PLACE_WARPS * PLACE_BLOCKS);
+	}
+}
+
+cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, unsigned n, cudaStream_t stream)
+{
+	encode_parts<<<n, 32, 0, stream>>>(tasks);
+	place_parts<<<dim3(n, PLACE_BLOCKS), 32 * PLACE_WARPS, 0, stream>>>(tasks);
+	return cudaGetLastError();
+}
+
+/* ---- rows --------------------------------------------------------------------- */
+
+static __device__ uint64_t this_warp(void)
+{
+	return (uint64_t)blockIdx.x * ROW_WARPS + threadIdx.x / 32;
+}
+
+template <int DTYPE>
+static __global__ void __launch_bounds__(32 * ROW_WARPS) norm_rows(const struct eq_gpu_rows r)
+{
+	eq_warp_norm(&r, this_warp(), DTYPE);
+}
+
+template <int DTYPE, bool FP8>
+static __global__ void __launch_bounds__(32 * ROW_WARPS) quantise_rows(const struct eq_gpu_rows r)
+{
+	eq_warp_quantise(&r, this_warp(), DTYPE, FP8);
+}
+
+extern __shared__ uint64_t eq_row_memory[];
+
+template <int DTYPE, bool FP8>
+static __global__ void __launch_bounds__(32) search_rows(const struct eq_gpu_rows r)
+{
+	eq_warp_search(&r, blockIdx.x, (struct eq_row_shared *)eq_row_memory, DTYPE, FP8);
+}
+
+static __global__ void count_symbols(const unsigned char *symbols, uint64_t n, uint32_t *hist)
+{
+	__shared__ uint32_t own[256];
+
+	own[threadIdx.x] = 0;
+	__syncthreads();
+	eq_warp_hist(symbols, n, own, blockIdx.x * 8u + threadIdx.x / 32, gridDim.x * 8u);
+	__syncthreads();
+	if (own[threadIdx.x])
+		atomicAdd(&hist[threadIdx.x], own[threadIdx.x]);
+}
+
+typedef void rows_fn(const struct eq_gpu_rows);
+
+/* By dtype, and for fp8. */
+static rows_fn *const norms[3] = { norm_rows<EQ_BF16>, norm_rows<EQ_F16>, norm_rows<EQ_F32> };
+static rows_fn *const searches[3][2] = {
+	{ search_rows<EQ_BF16, false>, search_rows<EQ_BF16, true> },
+	{ search_rows<EQ_F16, false>, search_rows<EQ_F16, true> },
+	{ search_rows<EQ_F32, false>, search_rows<EQ_F32, true> },
+};
+static rows_fn *const quantises[3][2] = {
+	{ quantise_rows<EQ_BF16, false>, quantise_rows<EQ_BF16, true> },
+	{ quantise_rows<EQ_F16, false>, quantise_rows<EQ_F16, true> },
+	{ quantise_rows<EQ_F32, false>, quantise_rows<EQ_F32, true> },
+};
+
+static int dtype_index(int dtype)
+{
+	return dtype == EQ_BF16 ? 0 : dtype == EQ_F16 ? 1 : 2;
+}
+
+/* A warp has two rows. */
+static unsigned row_blocks(const struct eq_gpu_rows *r)
+{
+	return (unsigned)((r->rows + 2 * ROW_WARPS - 1) / (2 * ROW_WARPS));
+}
+
+cudaError_t eq_norm_launch(const struct eq_gpu_rows *r, int dtype, cudaStream_t stream)
+{
+	norms[dtype_index(dtype)]<<<row_blocks(r), 32 * ROW_WARPS, 0, stream>>>(*r);
+	return cudaGetLastError();
+}
+
+cudaError_t eq_search_launch(const struct eq_gpu_rows *r, int dtype, bool fp8,
+			     cudaStream_t stream)
+{
+	searches[dtype_index(dtype)][fp8]<<<(unsigned)r->rows, 32, sizeof(struct eq_row_shared),
+					    stream>>>(*r);
+	return cudaGetLastError();
+}
+
+cudaError_t eq_quantise_launch(const struct eq_gpu_rows *r, int dtype, bool fp8, uint32_t *hist,
+			       cudaStream_t stream)
+{
+	quantises[dtype_index(dtype)][fp8]<<<row_blocks(r), 32 * ROW_WARPS, 0, stream>>>(*r);
+	count_symbols<<<HIST_BLOCKS, 256, 0, stream>>>(r->symbols, r->rows * r->k, hist);
+	return cudaGetLastError();
+}
+
+cudaError_t eq_enc_kernels_init(void)
+{
+	cudaError_t rc = cudaSuccess;
+
+	for (int i = 0; i < 6 && !rc; i++)
+		rc = cudaFuncSetAttribute(searches[i / 2][i % 2],
+					  cudaFuncAttributePreferredSharedMemoryCarveout,
+					  cudaSharedmemCarveoutMaxShared);
+	return rc;
+}

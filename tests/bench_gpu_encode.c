@@ -1,0 +1,464 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * GB/s of bf16 encoded on the GPU through the back end, from pinned memory of the
+ * host and from ordinary memory, beside the CPU and beside what the link carries.
+ * Every result is compared with the CPU's.
+ *
+ * Usage: bench_gpu_encode [seconds a row]
+ */
+#include <config.h>
+
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <time.h>
+
+#include "encode_device.h"
+#include "gpu_load.h"
+#include "codec_util.h"
+#include "floats.h"
+
+enum { CHUNK = 131072, ROWS = 4096, K = 4096, N = ROWS * K, CHUNKS = N / CHUNK, THREADS = 8 };
+
+/* The driver's own functions, so that the program needs no CUDA to be built. */
+struct driver {
+	int (*retain)(void **ctx, int device);
+	int (*set)(void *ctx);
+	int (*host)(void **p, size_t n, unsigned flags);
+	int (*alloc)(unsigned long long *p, size_t n);
+	int (*release)(unsigned long long p);
+	int (*to)(unsigned long long to, const void *from, size_t n);
+	int (*from)(void *to, unsigned long long from, size_t n);
+};
+
+static double seconds = 1;
+static struct driver driver;
+static const struct eq_backend *gpu;
+static struct eq_pool *pool;
+
+static double clock_of(clockid_t id)
+{
+	struct timespec t;
+
+	clock_gettime(id, &t);
+	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void check(bool ok, const char *what)
+{
+	if (ok)
+		return;
+	fprintf(stderr, "%s\n", what);
+	exit(1);
+}
+
+static void *symbol(const char *name)
+{
+	void *lib = dlopen("libcuda.so.1", RTLD_NOW), *p = lib ? dlsym(lib, name) : NULL;
+
+	check(p != NULL, name);
+	return p;
+}
+
+static void driver_open(void)
+{
+	void *ctx;
+
+	*(void **)&driver.retain = symbol("cuDevicePrimaryCtxRetain");
+	*(void **)&driver.set = symbol("cuCtxSetCurrent");
+	*(void **)&driver.host = symbol("cuMemHostAlloc");
+	*(void **)&driver.alloc = symbol("cuMemAlloc_v2");
+	*(void **)&driver.release = symbol("cuMemFree_v2");
+	*(void **)&driver.to = symbol("cuMemcpyHtoD_v2");
+	*(void **)&driver.from = symbol("cuMemcpyDtoH_v2");
+	check(!driver.retain(&ctx, 0) && !driver.set(ctx), "no context");
+}
+
+static void *pinned(size_t n)
+{
+	void *p;
+
+	check(!driver.host(&p, n, 1), "no pinned memory"); /* portable */
+	return p;
+}
+
+/* What the host link carries, one way at a time. */
+static void bench_link(void *host)
+{
+	unsigned long long p;
+	double t = 0, rate[2];
+
+	check(!driver.alloc(&p, 2 * N), "no device memory");
+	for (int out = 0; out < 2; out++) {
+		for (int i = 0; i < 40; i++) {
+			if (i == 8)
+				t = clock_of(CLOCK_MONOTONIC);
+			check(!(out ? driver.from(host, p, 2 * N) : driver.to(p, host, 2 * N)), "copy");
+		}
+		rate[out] = 32 * 2e-9 * N / (clock_of(CLOCK_MONOTONIC) - t);
+	}
+	driver.release(p);
+	printf("%-46s %6.1f GB/s in, %.1f GB/s out\n", "host link, pinned memory", rate[0], rate[1]);
+}
+
+/* ---- threads that repeat something ------------------------------------------------- */
+
+struct crew {
+	void (*fn)(void *arg, unsigned thread);
+	void *arg;
+	double until;
+	unsigned n;
+	unsigned long done[THREADS];
+};
+
+struct member {
+	struct crew *crew;
+	unsigned thread;
+};
+
+static void *member_main(void *arg)
+{
+	const struct member *m = arg;
+
+	do {
+		m->crew->fn(m->crew->arg, m->thread);
+		m->crew->done[m->thread]++;
+	} while (clock_of(CLOCK_MONOTONIC) < m->crew->until);
+	return NULL;
+}
+
+/* Repeat fn, which goes through a tensor of N units, in n threads. */
+static void bench(const char *name, unsigned n, void (*fn)(void *, unsigned), void *arg)
+{
+	struct crew c = { .fn = fn, .arg = arg, .n = n };
+	struct member m[THREADS];
+	pthread_t thread[THREADS];
+	unsigned long total = 0;
+	double t, cpu;
+
+	for (unsigned i = 0; i < n; i++)
+		fn(arg, i); /* memory, clocks */
+	t = clock_of(CLOCK_MONOTONIC);
+	cpu = clock_of(CLOCK_PROCESS_CPUTIME_ID);
+	c.until = t + seconds;
+	for (unsigned i = 0; i < n; i++) {
+		m[i] = (struct member){ &c, i };
+		check(!pthread_create(&thread[i], NULL, member_main, &m[i]), "no thread");
+	}
+	for (unsigned i = 0; i < n; i++)
+		pthread_join(thread[i], NULL);
+	t = clock_of(CLOCK_MONOTONIC) - t;
+	cpu = clock_of(CLOCK_PROCESS_CPUTIME_ID) - cpu;
+	for (unsigned i = 0; i < n; i++)
+		total += c.done[i];
+	printf("%-34s %2u threads %6.2f GB/s of bf16, %.3f CPU s a GB\n", name, n,
+	       (double)total * 2e-9 * N / t, cpu / ((double)total * 2e-9 * N));
+	fflush(stdout);
+}
+
+/* ---- lossless ------------------------------------------------------------------------ */
+
+struct planes {
+	const uint8_t *units;
+	struct eq_coding *c;
+	struct eq_encode_plan plan;
+	struct eq_encode_job job[THREADS][CHUNKS];
+	uint8_t *scratch[THREADS];
+};
+
+static void planes_gpu(void *arg, unsigned thread)
+{
+	struct planes *p = arg;
+
+	for (unsigned i = 0; i < CHUNKS; i++)
+		p->job[thread][i].units = p->units + (size_t)i * 2 * CHUNK;
+	check(!gpu->encoder->encode(gpu->ctx, p->job[thread], CHUNKS), "encode");
+}
+
+static void planes_cpu_one(void *arg, size_t i)
+{
+	struct planes *p = arg;
+	struct eq_encode_job *j = &p->job[0][i];
+	uint8_t *scratch = malloc(eq_chunk_scratch(p->c));
+
+	check(scratch != NULL, "no memory");
+	j->len = eq_chunk_encode_planes(p->c, (uint32_t)i, p->units + i * 2 * CHUNK, CHUNK, j->out,
+					scratch);
+	free(scratch);
+}
+
+static void planes_cpu(void *arg, unsigned thread)
+{
+	(void)thread;
+	eq_pool_for(pool, CHUNKS, planes_cpu_one, arg);
+}
+
+static void planes_check(struct planes *p)
+{
+	uint8_t *want = must_alloc(eq_chunk_bound(p->c, 0));
+	uint8_t *scratch = must_alloc(eq_chunk_scratch(p->c));
+
+	planes_gpu(p, 1);
+	for (unsigned i = 0; i < CHUNKS; i++) {
+		size_t len = eq_chunk_encode_planes(p->c, i, p->units + (size_t)i * 2 * CHUNK, CHUNK,
+						    want, scratch);
+
+		check(len == p->job[1][i].len && !memcmp(want, p->job[1][i].out, len), "other bytes");
+	}
+	free(want);
+	free(scratch);
+}
+
+static void bench_planes(const char *name, const uint8_t *units, const uint8_t *ordinary)
+{
+	uint64_t (*hist)[256] = calloc(8, sizeof(*hist));
+	struct planes *p = must_alloc(sizeof(*p));
+	char row[64];
+
+	memset(p, 0, sizeof(*p));
+	p->units = units;
+	p->c = must_alloc(sizeof(*p->c));
+	eq_hist_planes(2, EQ_TRANSFORM_ROTATED, units, N, hist);
+	eq_coding_planes(p->c, 2, EQ_TRANSFORM_ROTATED, N, CHUNK, (const uint64_t (*)[256])hist);
+	check(!eq_device_plan(p->c, &p->plan), "no memory");
+	for (unsigned t = 0; t < THREADS; t++)
+		for (unsigned i = 0; i < CHUNKS; i++) {
+			p->job[t][i] = (struct eq_encode_job){
+				.plan = &p->plan, .n_units = CHUNK,
+				.out = must_alloc(eq_chunk_bound(p->c, 0)),
+			};
+			eq_device_parts(p->c, i, p->job[t][i].part);
+		}
+	planes_check(p);
+	snprintf(row, sizeof(row), "%s, pinned", name);
+	for (unsigned t = 1; t <= THREADS; t *= 2)
+		bench(row, t, planes_gpu, p);
+	p->units = ordinary;
+	snprintf(row, sizeof(row), "%s, ordinary memory", name);
+	bench(row, THREADS, planes_gpu, p);
+	snprintf(row, sizeof(row), "%s, %s, all CPUs", name, eq_cpu_isa());
+	bench(row, 1, planes_cpu, p);
+	for (unsigned t = 0; t < THREADS; t++)
+		for (unsigned i = 0; i < CHUNKS; i++)
+			free(p->job[t][i].out);
+	free((void *)(uintptr_t)p->plan.table);
+	free(p->c);
+	free(p);
+	free(hist);
+}
+
+/* ---- quantised ------------------------------------------------------------------------ */
+
+/* As encode_quant.c goes about it, with the back end or without. */
+struct quantised {
+	struct eq_encoder e;
+	struct eq_policy policy;
+	struct eq_quant_tensor t;
+	double lambda;
+	uint8_t *recon[THREADS], *out[THREADS];
+	uint16_t *scale[THREADS];
+	size_t bound, len[THREADS][CHUNKS];
+	double took[THREADS][5];
+};
+
+static void quant_chunks(struct quantised *q, struct eq_quantiser *d, const struct eq_coding *c,
+			 unsigned thread)
+{
+	struct eq_encode_job job[CHUNKS];
+	struct eq_encode_plan plan;
+	struct eq_encoder e = q->e;
+
+	check(!eq_device_plan(c, &plan), "no memory");
+	for (unsigned i = 0; i < CHUNKS; i++) {
+		job[i] = (struct eq_encode_job){
+			.plan = &plan, .n_units = CHUNK, .first_unit = (uint64_t)i * CHUNK,
+			.scales = q->scale[thread] + i * (CHUNK / K), .scale_bytes = CHUNK / K * 2,
+			.out = q->out[thread] + i * q->bound,
+		};
+		eq_device_parts(c, i, job[i].part);
+	}
+	check(eq_device_symbols(&e, &d, job, CHUNKS), "encode");
+	for (unsigned i = 0; i < CHUNKS; i++)
+		q->len[thread][i] = job[i].len;
+	free((void *)(uintptr_t)plan.table);
+}
+
+static void quant_gpu(void *arg, unsigned thread)
+{
+	struct quantised *q = arg;
+	struct eq_coding *c = must_alloc(sizeof(*c));
+	struct eq_encoder e = q->e;
+	struct eq_quant_result r;
+	struct eq_quantiser *d;
+	double l1, at[6], value_l1;
+	float value[256];
+	bool finite;
+
+	at[0] = clock_of(CLOCK_MONOTONIC);
+	eq_device_open(&e, &q->t, &d);
+	check(d && eq_device_l1(&e, &d, &q->t, &l1, &finite), "norm");
+	at[1] = clock_of(CLOCK_MONOTONIC);
+	value_l1 = eq_quant_price(q->lambda, l1, N);
+	check(eq_device_search(&e, &d, value_l1, q->scale[thread]), "search");
+	at[2] = clock_of(CLOCK_MONOTONIC);
+	check(eq_device_apply(&e, &d, &q->t, q->scale[thread], q->recon[thread], &r), "apply");
+	at[3] = clock_of(CLOCK_MONOTONIC);
+	eq_quant_values(q->policy.format, value);
+	eq_coding_quant(c, 2, EQ_SCALE_BF16, N, K, CHUNK, r.hist, value, r.n_outliers);
+	at[4] = clock_of(CLOCK_MONOTONIC);
+	quant_chunks(q, d, c, thread);
+	at[5] = clock_of(CLOCK_MONOTONIC);
+	for (unsigned i = 0; i < 5; i++)
+		q->took[thread][i] = at[i + 1] - at[i];
+	eq_device_close(&d);
+	eq_quant_result_fini(&r);
+	free(c);
+}
+
+struct quant_cpu {
+	struct quantised *q;
+	const struct eq_coding *c;
+	const uint8_t *sym;
+};
+
+static void quant_cpu_one(void *arg, size_t i)
+{
+	const struct quant_cpu *x = arg;
+	struct quantised *q = x->q;
+	uint8_t *scratch = malloc(eq_chunk_scratch(x->c));
+
+	check(scratch != NULL, "no memory");
+	q->len[0][i] = eq_chunk_encode_quant(x->c, x->sym + i * CHUNK, CHUNK,
+					     q->scale[0] + i * (CHUNK / K), CHUNK / K * 2, NULL, 0,
+					     q->out[0] + i * q->bound, scratch);
+	free(scratch);
+}
+
+static void quant_cpu(void *arg, unsigned thread)
+{
+	struct quantised *q = arg;
+	struct eq_coding *c = must_alloc(sizeof(*c));
+	uint8_t *sym = must_alloc(N);
+	struct quant_cpu x = { q, c, sym };
+	struct eq_quant_result r;
+	float value[256];
+	bool finite;
+	double l1;
+
+	check(!eq_quant_l1(&q->t, pool, &l1, &finite), "l1");
+	check(!eq_quant_search(&q->t, q->policy.format, q->lambda, l1, N, pool, q->scale[thread]),
+	      "search");
+	check(!eq_quant_apply(&q->t, q->policy.format, q->scale[thread], pool, sym, q->recon[thread],
+			      &r), "apply");
+	eq_quant_values(q->policy.format, value);
+	eq_coding_quant(c, 2, EQ_SCALE_BF16, N, K, CHUNK, r.hist, value, r.n_outliers);
+	eq_pool_for(pool, CHUNKS, quant_cpu_one, &x);
+	eq_quant_result_fini(&r);
+	free(sym);
+	free(c);
+}
+
+static void quant_check(struct quantised *q)
+{
+	quant_cpu(q, 0);
+	quant_gpu(q, 1);
+	check(!memcmp(q->scale[0], q->scale[1], ROWS * sizeof(uint16_t)), "other scales");
+	check(!memcmp(q->recon[0], q->recon[1], 2 * N), "other weights");
+	for (unsigned i = 0; i < CHUNKS; i++)
+		check(q->len[0][i] == q->len[1][i] &&
+		      !memcmp(q->out[0] + i * q->bound, q->out[1] + i * q->bound, q->len[0][i]),
+		      "other bytes");
+}
+
+/* Room for a chunk of any coding. */
+static size_t chunk_room(void)
+{
+	uint64_t hist[256] = { 1, 1 };
+	struct eq_coding *c = must_alloc(sizeof(*c));
+	float value[256] = { 0 };
+	size_t room;
+
+	eq_coding_quant(c, 2, EQ_SCALE_BF16, N, K, CHUNK, hist, value, 0);
+	room = eq_align(eq_chunk_bound(c, 0), 64);
+	free(c);
+	return room;
+}
+
+static void bench_quant(const char *name, enum eq_qformat format, double lambda,
+			const uint8_t *units)
+{
+	struct quantised *q = must_alloc(sizeof(*q));
+	size_t stored = 0;
+	char row[64];
+
+	memset(q, 0, sizeof(*q));
+	q->policy.format = format;
+	q->e = (struct eq_encoder){ .device = gpu, .policy = &q->policy };
+	q->t = (struct eq_quant_tensor){ units, EQ_BF16, ROWS, K };
+	q->lambda = lambda;
+	q->bound = chunk_room();
+	for (unsigned i = 0; i < THREADS; i++) {
+		q->recon[i] = pinned(2 * N);
+		q->out[i] = must_alloc(CHUNKS * q->bound);
+		q->scale[i] = must_alloc(ROWS * sizeof(uint16_t));
+	}
+	quant_check(q);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		stored += q->len[1][i];
+	printf("%s: %.3f bits\n", name, 8.0 * (double)stored / N);
+	snprintf(row, sizeof(row), "%s, pinned", name);
+	for (unsigned t = 1; t <= THREADS; t *= 2)
+		bench(row, t, quant_gpu, q);
+	quant_gpu(q, 0);
+	printf("    alone: in and norm %.2f, search %.2f, apply and out %.2f, tables %.2f, "
+	       "encode %.2f ms\n", 1e3 * q->took[0][0], 1e3 * q->took[0][1], 1e3 * q->took[0][2],
+	       1e3 * q->took[0][3], 1e3 * q->took[0][4]);
+	snprintf(row, sizeof(row), "%s, %s, all CPUs", name, eq_cpu_isa());
+	bench(row, 1, quant_cpu, q);
+	for (unsigned i = 0; i < THREADS; i++) {
+		free(q->out[i]);
+		free(q->scale[i]);
+	}
+	free(q);
+}
+
+int main(int argc, char **argv)
+{
+	const struct eq_gpu_options options = { .spec = "0", .mem_limit = (uint64_t)4 << 30 };
+	uint8_t *units, *wide, *ordinary;
+	uint64_t seed = 3;
+	struct eq_error err;
+
+	if (argc > 1)
+		seconds = atof(argv[1]);
+	if (eq_gpu_backend(&options, &gpu, &err)) {
+		printf("no GPU: %s\n", err.text);
+		return 0;
+	}
+	check(!eq_pool_create(0, &pool), "no threads");
+	driver_open();
+	units = pinned(2 * N);
+	wide = pinned(2 * N);
+	ordinary = must_alloc(2 * N);
+	for (size_t i = 0; i < N; i++) {
+		double x = 0.02 * rnd_gauss(&seed);
+		uint16_t h = eq_bf16_narrow((float)x);
+
+		memcpy(units + 2 * i, &h, 2);
+		h = eq_bf16_narrow((float)(x * exp2((double)(rnd(&seed) % 40) - 20)));
+		memcpy(wide + 2 * i, &h, 2);
+	}
+	memcpy(ordinary, units, 2 * N);
+	printf("%s\n", gpu->name);
+	bench_link(units);
+	bench_planes("lossless", units, ordinary);
+	memcpy(ordinary, wide, 2 * N);
+	bench_planes("lossless, 60 exponents", wide, ordinary);
+	bench_quant("fp8, lambda 3.9", EQ_Q_FP8, 3.9, units);
+	bench_quant("fp8, lambda 58", EQ_Q_FP8, 58, units);
+	bench_quant("int8, lambda 14.5", EQ_Q_INT8, 14.5, units);
+	eq_pool_free(pool);
+	eq_gpu_release(gpu);
+	return 0;
+}
