@@ -25,6 +25,7 @@ struct fuse_session;
 struct eq_fs;
 struct eq_compact;
 struct eq_scan;
+struct eq_trim;
 
 /*
  * The beginning of every open file and directory. The kernel need not say that
@@ -46,6 +47,7 @@ struct eq_fs {
 	struct eq_cache *cache;
 	struct eq_ahead *ahead;
 	struct eq_compact *compact;     /* NULL when read-only */
+	struct eq_trim *trim;
 	struct eq_scan *scan;
 	char *policy;                   /* text, for the xattr */
 	bool privileged;                /* may act as another user */

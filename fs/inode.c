@@ -109,6 +109,8 @@ static struct eq_node *unref(struct eq_nodes *t, struct eq_node *n)
 		dead = n;
 		n = parent;
 	}
+	if (dead && t->count <= t->many)
+		pthread_cond_broadcast(&t->room);
 	return dead;
 }
 
@@ -143,6 +145,8 @@ int eq_nodes_init(struct eq_nodes *t, int root_fd)
 		goto err;
 	t->root->refs = 1;
 	pthread_mutex_init(&t->lock, NULL);
+	pthread_cond_init(&t->crowded, NULL);
+	pthread_cond_init(&t->room, NULL);
 	return 0;
 err:
 	free(t->bucket);
@@ -163,6 +167,8 @@ void eq_nodes_fini(struct eq_nodes *t)
 		}
 	free(t->bucket);
 	pthread_mutex_destroy(&t->lock);
+	pthread_cond_destroy(&t->crowded);
+	pthread_cond_destroy(&t->room);
 }
 
 /* Under the table's lock. *dead: to be freed without it. */
@@ -208,6 +214,9 @@ int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent,
 	}
 	n->refs += !kernel || n->lookups == 0;
 	n->lookups += kernel;
+	n->used = true;
+	if (t->many && t->count > t->many)
+		pthread_cond_signal(&t->crowded);
 	if (n != t->root)
 		(void)move(t, n, parent, name, &dead); /* without a place: not encoded */
 	*out = n;
@@ -259,6 +268,29 @@ void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n)
 	}
 	pthread_mutex_unlock(&t->lock);
 	free_all(dead);
+}
+
+size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max)
+{
+	struct eq_node *n;
+	size_t got = 0, i;
+
+	pthread_mutex_lock(&t->lock);
+	/* Twice around: a node that was used gets a second chance. */
+	for (i = 0; i < 2 * t->n_buckets && got < max; i++) {
+		t->hand = (t->hand + 1) & (t->n_buckets - 1);
+		for (n = t->bucket[t->hand]; n && got < max; n = n->next) {
+			if (n == t->root || n->refs != 1 || !n->lookups)
+				continue;
+			if (!n->used) {
+				n->refs++;
+				out[got++] = n;
+			}
+			n->used = false;
+		}
+	}
+	pthread_mutex_unlock(&t->lock);
+	return got;
 }
 
 int eq_node_place(struct eq_nodes *t, struct eq_node *n, struct eq_node **parent,

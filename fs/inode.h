@@ -44,6 +44,7 @@ struct eq_node {
 	bool key_archive;
 	uint64_t refs;          /* the kernel's lookups together count as one */
 	uint64_t lookups;
+	bool used;              /* looked up since the search for idle ones came by */
 	struct eq_node *parent; /* where it was last seen, with a reference; or NULL */
 	char *name;
 
@@ -76,6 +77,10 @@ struct eq_nodes {
 	size_t n_buckets, count;
 	uint64_t generation;
 	struct eq_node *root;
+	pthread_cond_t crowded; /* signalled when there are more than `many`, if that is set */
+	size_t many;
+	pthread_cond_t room;    /* signalled when there are no more than that again */
+	size_t hand;            /* bucket where the search for idle ones goes on */
 };
 
 /* The table, with a node for the root directory (root_fd is duplicated). */
@@ -95,6 +100,12 @@ void eq_node_ref(struct eq_nodes *t, struct eq_node *n);
 void eq_node_unref(struct eq_nodes *t, struct eq_node *n);
 /* The kernel drops n of its lookups. */
 void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n);
+
+/*
+ * Up to max nodes that only the kernel's lookups hold, and those not lately, each with
+ * a reference for the caller. 0: there are none.
+ */
+size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max);
 
 /* Where the node is: parent with a reference, and the name. -ENOENT: nowhere. */
 int eq_node_place(struct eq_nodes *t, struct eq_node *n, struct eq_node **parent,

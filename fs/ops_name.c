@@ -12,6 +12,7 @@
 #include "compact.h"
 #include "ops.h"
 #include "scan.h"
+#include "trim.h"
 
 /* ---- looking up ----------------------------------------------------------------- */
 
@@ -48,6 +49,7 @@ static int take(struct eq_fs *fs, struct eq_node *dir, const char *name, struct 
 	int rc;
 
 	*out = NULL;
+	eq_trim_pace(fs);
 	pthread_rwlock_rdlock(&fs->names);
 	rc = eq_name_find(dir->fd, name, &f);
 	if (!rc)
@@ -260,6 +262,7 @@ static int create_new(fuse_req_t req, struct eq_node *dir, const char *name, mod
 
 	*n = NULL;
 	*file = NULL;
+	eq_trim_pace(fs);
 	pthread_rwlock_rdlock(&fs->names);
 	rc = check_free(dir, name);
 	if (!rc)

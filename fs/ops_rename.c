@@ -87,8 +87,8 @@ static int move(struct side *from, struct side *to)
 	if (to->there && to->f.archive && from->node)
 		eq_stale_mark(from->node->fd, true);
 	rc = rename_disk(from, to, false, 0);
-	if (!rc && !S_ISDIR(from->f.st.st_mode))
-		(void)!eq_name_bury(to->dir->fd, to->name); /* hidden anyhow */
+	if (!rc && !S_ISDIR(from->f.st.st_mode) && eq_name_bury(to->dir->fd, to->name))
+		return 0; /* hidden anyhow, and marked */
 	if (to->there && to->f.archive && from->node)
 		eq_stale_mark(from->node->fd, false);
 	return rc;

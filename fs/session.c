@@ -24,6 +24,7 @@
 #include "compact.h"
 #include "ops.h"
 #include "scan.h"
+#include "trim.h"
 
 #define READ_AHEAD_KB "4096"
 #define MAX_WINDOW ((uint64_t)32 << 20)
@@ -36,6 +37,7 @@ struct session {
 	sigset_t set;
 	_Atomic bool ended;     /* the loop has returned */
 	bool up;                /* fs is initialised */
+	bool stopped;           /* the threads beside the loop are */
 	bool stuck;             /* the worker did not stop and still uses fs */
 };
 
@@ -128,7 +130,12 @@ static void stop_worker(struct session *s)
 {
 	struct eq_fs *fs = &s->fs;
 
+	if (s->stopped)
+		return;
+	s->stopped = true;
 	fs->ending = true;
+	eq_trim_free(fs->trim);
+	fs->trim = NULL;
 	eq_scan_free(fs->scan);
 	fs->scan = NULL;
 	if (fs->compact && !eq_compact_stop(fs->compact)) {
@@ -312,9 +319,12 @@ int eq_mount_run(const struct eq_mount *m)
 	if (!rc)
 		rc = eq_scan_create(fs);
 	if (!rc)
+		rc = eq_trim_create(fs);
+	if (!rc)
 		eq_virtual_check(fs);
 	if (!rc)
 		rc = serve(&s);
+	stop_worker(&s); /* if it never came to serving */
 	if (rc)
 		eq_log(&fs->log, EQ_LOG_ERROR, "%s: %s", m->store, eq_strerror(rc));
 unmount:

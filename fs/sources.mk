@@ -34,4 +34,6 @@ EQ_FS_SOURCES = \
 	fs/scan.h \
 	fs/session.c \
 	fs/stats.c \
-	fs/stats.h
+	fs/stats.h \
+	fs/trim.c \
+	fs/trim.h

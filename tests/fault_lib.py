@@ -62,8 +62,10 @@ class World:
         for name, what in names.items():
             if what and what != DIRECTORY and not os.path.islink(self.path(name)):
                 fsync(self.path(name))
-            if os.path.isdir(os.path.dirname(self.path(name))):
+            try:
                 fsync(os.path.dirname(self.path(name)))
+            except FileNotFoundError: # a directory that is gone
+                pass
 
     def write(self, name, data):
         self.step(lambda: put(self.path(name), data), {name: ANY}, {name: digest(data)})

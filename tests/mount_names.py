@@ -4,6 +4,7 @@ among its files."""
 import ctypes
 import errno
 import fcntl
+import resource
 import stat
 
 from mount_lib import *
@@ -328,6 +329,34 @@ def test_large_directory():
         assert os.listdir(m.store) == []
         held = f"/proc/{m.proc.pid}/fd"
         poll("removed files let go", lambda: len(os.listdir(held)) < 50)
+
+
+def few_files():
+    """For the daemon: descriptors are scarce, and it may not ask for more."""
+    ctypes.CDLL(None).prctl(24, 24) # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+
+
+def test_more_names_than_descriptors():
+    with Mount(scratch("few"), limits=few_files) as m:
+        for i in range(1500):
+            put(m, f"f{i:05}", b"%d" % i)
+        save_file(model(3), m.path("m"))
+        held = [open(m.path(f"f{i:05}"), "rb") for i in range(50)]
+        for i in range(1500):
+            assert read(m.path(f"f{i:05}")) == b"%d" % i
+        os.makedirs(m.path("d/e/f"))
+        os.chdir(m.path("d/e/f"))
+        for i in range(1500):
+            os.stat(m.path(f"f{i:05}"))
+        assert os.path.samefile(".", m.path("d/e/f"))
+        os.chdir("/")
+        assert [h.read() for h in held] == [b"%d" % i for i in range(50)]
+        for h in held:
+            h.close()
+        m.settle("m")
+        assert same(load_file(m.path("m")), model(3))
+        poll("they are let go", lambda: len(os.listdir(f"/proc/{m.proc.pid}/fd")) < 250)
 
 
 def test_users():
