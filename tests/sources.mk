@@ -34,6 +34,7 @@ EQ_BENCHES = \
 SCRIPT_TESTS = \
 	tests/check_includes.sh \
 	tests/mount_lossy.py \
+	tests/entropy.py \
 	tests/ref_decode.py \
 	tests/cli_damage.sh \
 	tests/cli_diff.sh \
