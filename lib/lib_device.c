@@ -10,6 +10,7 @@
 
 #define THREADS_MAX 16u
 #define DEFAULT_STAGING (UINT64_C(256) << 20)
+#define LEAST_MEMORY (UINT64_C(32) << 20)       /* that the module is content with */
 
 static void device_put(struct eqfs_device *d)
 {
@@ -23,7 +24,9 @@ static void device_put(struct eqfs_device *d)
 static int gpu_open(struct eqfs_device *d, struct eq_error *err)
 {
 	char spec[16];
-	const struct eq_gpu_options o = { .spec = spec, .mem_limit = d->staging,
+	const struct eq_gpu_options o = { .spec = spec,
+					  .mem_limit = d->staging < LEAST_MEMORY ? LEAST_MEMORY :
+										   d->staging,
 					  .log = d->log, .log_arg = d->log_arg };
 	int rc;
 

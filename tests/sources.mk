@@ -58,6 +58,8 @@ SCRIPT_TESTS = \
 	tests/python_load.py
 # What those need beside them: libraries, generators, fixtures.
 TEST_FILES = \
+	tests/bench_gpu_mount.py \
+	tests/bench_load.py \
 	tests/bench_mount.py \
 	tests/eqar_ref.py \
 	tests/gen_archives.py \
