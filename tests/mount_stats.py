@@ -155,6 +155,17 @@ def test_status():
         assert "Usage: eqar status" in status("--help")
 
 
+def test_hung():
+    """A daemon that does not answer is said to be one, in bounded time."""
+    with Mount(scratch("hung")) as m:
+        m.proc.send_signal(signal.SIGSTOP)
+        try:
+            assert "timed out" in status(m.point, code=1)
+        finally:
+            m.proc.send_signal(signal.SIGCONT)
+        assert "0 files" in status(m.point)
+
+
 def du(*args, code=0):
     r = subprocess.run([EQAR, "du", *args], capture_output=True, text=True, check=False, timeout=30)
     assert r.returncode == code, (args, r.returncode, r.stderr)

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +21,7 @@
 #define PREFIX "eqfs_"
 #define MAX_TEXT ((size_t)1 << 20)
 #define MAX_INTERVAL 3600.0
+#define ANSWER_SECONDS 3        /* until a mount is taken to hang */
 
 static const char help[] =
 "Usage: eqar status [OPTION]... [MOUNT]...\n"
@@ -91,6 +93,51 @@ static char *read_stats(const char *point)
 		return NULL;
 	}
 	text[len] = 0;
+	return text;
+}
+
+struct reading {
+	char *point, *text;
+	int error;
+};
+
+static void *reader(void *arg)
+{
+	struct reading *r = arg;
+
+	r->text = read_stats(r->point);
+	r->error = errno;
+	return r;
+}
+
+/*
+ * The same, but NULL and ETIMEDOUT from a mount that hangs: the thread is then left
+ * to itself, and dies with the process.
+ */
+static char *ask(const char *point)
+{
+	struct reading *r = calloc(1, sizeof(*r));
+	struct timespec until;
+	char *text = NULL;
+	pthread_t thread;
+
+	if (r)
+		r->point = strdup(point);
+	if (!r || !r->point || (errno = pthread_create(&thread, NULL, reader, r))) {
+		if (r)
+			free(r->point);
+		free(r);
+		return NULL;
+	}
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += ANSWER_SECONDS;
+	errno = pthread_timedjoin_np(thread, NULL, &until);
+	if (errno == 0) {
+		text = r->text;
+		errno = r->error;
+		free(r->point);
+		free(r);
+	}
 	return text;
 }
 
@@ -376,14 +423,14 @@ static void put_all(const char *t)
 
 static void show(struct status *s, const struct mount *m)
 {
-	char *before = NULL, *now = read_stats(m->point);
+	char *before = NULL, *now = ask(m->point);
 	struct timespec t = { (time_t)s->interval,
 			      (long)((s->interval - (double)(time_t)s->interval) * 1e9) };
 
 	if (now && s->interval > 0) {
 		before = now;
 		nanosleep(&t, NULL);
-		now = read_stats(m->point);
+		now = ask(m->point);
 	}
 	if (!now || !sample(now, "info")) {
 		eq_cli_error("%s/" STATS ": %s", m->point,
@@ -452,12 +499,17 @@ static size_t show_mounts(struct status *s, const dev_t *dev)
 
 static void show_path(struct status *s, const char *path)
 {
-	struct stat st;
+	struct statx st;
+	dev_t dev;
 
-	if (stat(path, &st)) {
+	/* Without asking the mount, which may hang. */
+	if (statx(AT_FDCWD, path, AT_STATX_DONT_SYNC, 0, &st)) {
 		eq_cli_error("%s: %s", path, strerror(errno));
 		s->failed = true;
-	} else if (!show_mounts(s, &st.st_dev)) {
+		return;
+	}
+	dev = makedev(st.stx_dev_major, st.stx_dev_minor);
+	if (!show_mounts(s, &dev)) {
 		eq_cli_error("%s: not in a mount of eqfs", path);
 		s->failed = true;
 	}
