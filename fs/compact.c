@@ -13,7 +13,6 @@
 #include "notify.h"
 #include "ops.h"
 
-#define STOP_SECONDS 10
 #define RETRY_SECONDS 1.0       /* at least, before a file that changed is tried again */
 #define FULL_SECONDS 60.0       /* before one is that the system had no room for */
 
@@ -33,6 +32,8 @@ struct eq_compact {
 	struct eq_node *current;        /* being encoded */
 	uint64_t current_bytes;
 	_Atomic unsigned done;          /* of it, in 10,000ths */
+	bool drain;                     /* end when nothing is due */
+	bool joined;
 	_Atomic bool stop;
 };
 
@@ -479,11 +480,13 @@ static void *worker(void *arg)
 	pthread_mutex_lock(&c->lock);
 	while (!c->stop) {
 		n = c->first;
+		clock_gettime(CLOCK_MONOTONIC, &now);
+		if (c->drain && (!n || later(&n->due, &now)))
+			break;
 		if (!n) {
 			pthread_cond_wait(&c->wake, &c->lock);
 			continue;
 		}
-		clock_gettime(CLOCK_MONOTONIC, &now);
 		if (later(&n->due, &now)) {
 			now = n->due; /* n may be gone when we wake up */
 			pthread_cond_timedwait(&c->wake, &c->lock, &now);
@@ -528,17 +531,27 @@ int eq_compact_create(struct eq_fs *fs)
 	return 0;
 }
 
-bool eq_compact_stop(struct eq_compact *c)
+void eq_compact_drain(struct eq_compact *c)
 {
-	struct timespec until;
+	pthread_mutex_lock(&c->lock);
+	c->drain = true;
+	pthread_cond_signal(&c->wake);
+	pthread_mutex_unlock(&c->lock);
+}
 
+void eq_compact_cancel(struct eq_compact *c)
+{
 	pthread_mutex_lock(&c->lock);
 	c->stop = true;
 	pthread_cond_signal(&c->wake);
 	pthread_mutex_unlock(&c->lock);
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += STOP_SECONDS;
-	return pthread_timedjoin_np(c->thread, NULL, &until) == 0;
+}
+
+bool eq_compact_ended(struct eq_compact *c)
+{
+	if (!c->joined)
+		c->joined = pthread_tryjoin_np(c->thread, NULL) == 0;
+	return c->joined;
 }
 
 void eq_compact_free(struct eq_compact *c)

@@ -11,10 +11,13 @@
 
 /* Start the worker (fs->compact). 0 or -errno. */
 int eq_compact_create(struct eq_fs *fs);
-/* Cancel what it is doing and wait for it, some seconds at most. false: it is
- * still at it and uses fs. From then on no invalidation is sent. */
-bool eq_compact_stop(struct eq_compact *c);
-void eq_compact_free(struct eq_compact *c); /* once stopped */
+/* Have it encode what is due by now, and end. */
+void eq_compact_drain(struct eq_compact *c);
+/* Have it give up what it is doing, and end. From then on no invalidation is sent. */
+void eq_compact_cancel(struct eq_compact *c);
+/* Has it ended? Does not wait. */
+bool eq_compact_ended(struct eq_compact *c);
+void eq_compact_free(struct eq_compact *c); /* once it has ended */
 
 /* The contents change: n is dirty from now on, also for the next mount. */
 void eq_dirty_set(struct eq_fs *fs, struct eq_node *n);

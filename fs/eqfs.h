@@ -25,14 +25,17 @@ struct eq_mount {
 	const struct eq_backend *backend;
 	size_t cache_bytes;             /* of decoded extents */
 	double settle;                  /* seconds of quiet before a file is encoded */
+	double drain;                   /* seconds, at a signal, for what is due */
 	unsigned threads;               /* that decode and encode; 0: by the CPUs */
 	bool read_only;
 	bool foreground;                /* stay, and log to stderr rather than syslog */
 	enum eq_log_level level;        /* the last one that is logged */
+	const char *banner;             /* for stderr, once mounted; or NULL */
 };
 
 #define EQ_DEFAULT_CACHE ((size_t)256 << 20)
 #define EQ_DEFAULT_SETTLE 2.0
+#define EQ_DEFAULT_DRAIN 5.0
 
 /*
  * Take the store for one mount: exclusively, or, read-only, together with other
@@ -49,10 +52,13 @@ int eq_store_lock(int store_fd, bool read_only);
 int eq_store_overlap(int store_fd, int mountpoint_fd);
 
 /*
- * Mount, go to the background (unless foreground), serve until unmounted or
- * told to stop by SIGTERM, SIGINT or SIGHUP, and clean up. What goes wrong is
- * said on stderr or in the log. Returns 0 or a negative errno. To be called from
- * the main thread of a process that has no other threads.
+ * Go to the background (unless foreground), mount, serve until unmounted or
+ * told to stop by SIGTERM, SIGINT or SIGHUP, and clean up. Returns 0 or a
+ * negative errno when that is done, or, in the process that went not to the
+ * background, once the mount is up or has failed. What goes wrong is said on
+ * stderr or in the log. May end the process instead, when a thread is caught in
+ * the store for good. To be called from the main thread of a process that has no
+ * other threads.
  */
 int eq_mount_run(const struct eq_mount *m);
 

@@ -19,6 +19,7 @@
 #include "inode.h"
 #include "log.h"
 #include "prefetch.h"
+#include "ready.h"
 #include "stats.h"
 
 struct fuse_session;
@@ -40,6 +41,7 @@ struct eq_fs {
 	const struct eq_mount *m;
 	struct eq_log log;
 	struct eq_stats stats;
+	struct eq_ready ready;
 	struct fuse_session *se;
 	struct eq_nodes nodes;
 	struct eq_arcs arcs;

@@ -9,12 +9,16 @@
 
 #include "log.h"
 
-void eq_log_init(struct eq_log *log, enum eq_log_level level, bool to_syslog)
+void eq_log_init(struct eq_log *log, enum eq_log_level level)
 {
 	log->level = level;
-	log->to_syslog = to_syslog;
-	if (to_syslog)
-		openlog("eqfs", LOG_PID, LOG_DAEMON);
+	log->to_syslog = false;
+}
+
+void eq_log_to_syslog(struct eq_log *log)
+{
+	openlog("eqfs", LOG_PID, LOG_DAEMON);
+	log->to_syslog = true;
 }
 
 void eq_log_fini(struct eq_log *log)

@@ -93,6 +93,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	conn->congestion_threshold = 48;
 	eq_log(&fs->log, EQ_LOG_DEBUG, "kernel protocol %u.%u, requests of up to %u KiB",
 	       conn->proto_major, conn->proto_minor, conn->max_write >> 10);
+	eq_ready_now(&fs->ready, &fs->log);
 }
 
 static void op_forget(fuse_req_t req, fuse_ino_t ino, uint64_t n)

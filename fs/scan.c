@@ -14,6 +14,7 @@
 struct eq_scan {
 	struct eq_fs *fs;
 	pthread_t thread;
+	bool joined;
 	_Atomic bool stop;
 	struct eq_node **todo;  /* directories, each with a reference */
 	size_t n_todo, max_todo;
@@ -200,12 +201,22 @@ int eq_scan_create(struct eq_fs *fs)
 	return 0;
 }
 
+void eq_scan_cancel(struct eq_scan *s)
+{
+	s->stop = true;
+}
+
+bool eq_scan_ended(struct eq_scan *s)
+{
+	if (!s->joined)
+		s->joined = pthread_tryjoin_np(s->thread, NULL) == 0;
+	return s->joined;
+}
+
 void eq_scan_free(struct eq_scan *s)
 {
 	if (!s)
 		return;
-	s->stop = true;
-	pthread_join(s->thread, NULL);
 	while (s->n_todo)
 		eq_node_unref(&s->fs->nodes, s->todo[--s->n_todo]);
 	free(s->todo);

@@ -11,7 +11,11 @@
 
 /* Start in the background (fs->scan). 0 or -errno. */
 int eq_scan_create(struct eq_fs *fs);
-/* Stop it where it is, and free it. NULL is fine. */
+/* Have it stop where it is. */
+void eq_scan_cancel(struct eq_scan *s);
+/* Has it ended? Does not wait. */
+bool eq_scan_ended(struct eq_scan *s);
+/* Once it has ended. NULL is fine. */
 void eq_scan_free(struct eq_scan *s);
 /* Remove temporary files that nobody uses from a directory. Returns how many
  * other entries there are ("." and ".." aside), or -errno. */

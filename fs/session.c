@@ -17,10 +17,12 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "caps.h"
 #include "compact.h"
 #include "ops.h"
 #include "scan.h"
@@ -29,7 +31,9 @@
 #define READ_AHEAD_KB "4096"
 #define MAX_WINDOW ((uint64_t)32 << 20)
 #define MAX_THREADS 32
-#define WAKE_USEC 10000
+#define STOP_SECONDS 10.0       /* for threads to notice that they should end */
+#define HURRY_SECONDS 1.0       /* the same, after a second signal */
+#define NAP_MS 5
 
 struct session {
 	struct eq_fs fs;
@@ -37,7 +41,7 @@ struct session {
 	sigset_t set;
 	_Atomic bool ended;     /* the loop has returned */
 	bool up;                /* fs is initialised */
-	bool stopped;           /* the threads beside the loop are */
+	bool hurry;             /* a second signal has come */
 	bool stuck;             /* the worker did not stop and still uses fs */
 };
 
@@ -126,27 +130,80 @@ void eq_session_tune(struct eq_fs *fs)
 
 /* ---- threads beside the loop ------------------------------------------------- */
 
-static void stop_worker(struct session *s)
+static bool drained(struct session *s)
+{
+	return eq_compact_ended(s->fs.compact);
+}
+
+/* Have the threads beside the loop, which use fs, come to an end? */
+static bool stopped(struct session *s)
+{
+	return (!s->fs.trim || eq_trim_ended(s->fs.trim)) &&
+	       (!s->fs.scan || eq_scan_ended(s->fs.scan)) &&
+	       (!s->fs.compact || eq_compact_ended(s->fs.compact));
+}
+
+/* Wait until it is done, for so many seconds, or until one more signal comes: who
+ * sends that does not want to wait any longer. */
+static bool wait_for(struct session *s, bool (*done)(struct session *s), double seconds)
+{
+	const struct timespec nap = { .tv_nsec = NAP_MS * 1000000 };
+	double left = s->hurry && seconds > HURRY_SECONDS ? HURRY_SECONDS : seconds;
+
+	for (; !done(s); left -= NAP_MS / 1e3) {
+		if (left <= 0)
+			return false;
+		if (sigtimedwait(&s->set, NULL, &nap) > 0) {
+			s->hurry = true;
+			left = 0;
+		}
+	}
+	return true;
+}
+
+static void stop_worker(struct session *s, double drain)
 {
 	struct eq_fs *fs = &s->fs;
 
-	if (s->stopped)
-		return;
-	s->stopped = true;
-	fs->ending = true;
-	eq_trim_free(fs->trim);
-	fs->trim = NULL;
-	eq_scan_free(fs->scan);
-	fs->scan = NULL;
-	if (fs->compact && !eq_compact_stop(fs->compact)) {
-		eq_log(&fs->log, EQ_LOG_WARN, "an encode does not end: leaving it");
-		s->stuck = true;
+	if (fs->compact && drain > 0) {
+		eq_compact_drain(fs->compact);
+		if (!wait_for(s, drained, drain))
+			eq_log(&fs->log, EQ_LOG_INFO, "the next mount encodes what is left");
 	}
+	fs->ending = true;
+	if (fs->trim)
+		eq_trim_cancel(fs->trim);
+	if (fs->scan)
+		eq_scan_cancel(fs->scan);
+	if (fs->compact)
+		eq_compact_cancel(fs->compact);
+	s->stuck = !wait_for(s, stopped, STOP_SECONDS);
+	if (s->stuck)
+		eq_log(&fs->log, EQ_LOG_WARN, "an encode does not end: leaving it");
 }
 
 static void wake(int sig)
 {
 	(void)sig;
+}
+
+/* Make the loop return: it looks at its flag only when its wait is interrupted. */
+static bool stop_loop(struct session *s)
+{
+	fuse_session_exit(s->fs.se);
+	pthread_kill(s->main, SIGUSR2);
+	return s->ended;
+}
+
+/* End the process, with threads that are caught. Requests that somebody waits for are
+ * cut off first, or a thread of ours that waits for him in the kernel would wait on. */
+static void leave(struct session *s)
+{
+	const char *point = s->fs.m->mountpoint;
+
+	if (umount2(point, MNT_FORCE) && (errno != EBUSY || umount2(point, MNT_DETACH)))
+		fuse_session_unmount(s->fs.se);
+	_exit(EXIT_FAILURE);
 }
 
 static void *signals(void *arg)
@@ -156,14 +213,16 @@ static void *signals(void *arg)
 
 	if (sigwait(&s->set, &sig))
 		return NULL;
-	if (!s->ended)
-		eq_log(&s->fs.log, EQ_LOG_INFO, "%s: unmounting", strsignal(sig));
-	stop_worker(s);
-	/* The loop looks at its flag only when its wait is interrupted. */
-	while (!s->ended) {
-		fuse_session_exit(s->fs.se);
-		pthread_kill(s->main, SIGUSR2);
-		usleep(WAKE_USEC);
+	eq_ready_stopping();
+	if (s->ended) { /* unmounted: nobody would see that we are still at it */
+		stop_worker(s, 0);
+		return NULL;
+	}
+	eq_log(&s->fs.log, EQ_LOG_INFO, "%s: unmounting", strsignal(sig));
+	stop_worker(s, s->fs.m->drain);
+	if (!wait_for(s, stop_loop, STOP_SECONDS)) {
+		eq_log(&s->fs.log, EQ_LOG_WARN, "a request does not end: leaving it");
+		leave(s);
 	}
 	return NULL;
 }
@@ -200,9 +259,7 @@ static int fs_init(struct eq_fs *fs, const struct eq_mount *m)
 	uint64_t window;
 	int rc;
 
-	fs->m = m;
 	fs->privileged = geteuid() == 0;
-	eq_log_init(&fs->log, m->level, !m->foreground);
 	eq_stats_init(&fs->stats);
 	eq_arcs_init(&fs->arcs);
 	pthread_mutex_init(&fs->handles_lock, NULL);
@@ -229,6 +286,8 @@ static void fs_fini(struct eq_fs *fs)
 {
 	if (fs->compact)
 		eq_compact_free(fs->compact);
+	eq_trim_free(fs->trim);
+	eq_scan_free(fs->scan);
 	eq_ahead_free(fs->ahead);
 	eq_handles_drop(fs);
 	pthread_mutex_destroy(&fs->handles_lock);
@@ -286,13 +345,50 @@ out:
 	return rc;
 }
 
+/* Threads, the background among them, and the loop. */
+static int run(struct session *s)
+{
+	struct eq_fs *fs = &s->fs;
+	int rc = fs_init(fs, fs->m);
+
+	s->up = true;
+	if (!rc && !fs->m->read_only)
+		rc = eq_compact_create(fs);
+	if (!rc)
+		rc = eq_scan_create(fs);
+	if (!rc)
+		rc = eq_trim_create(fs);
+	if (!rc)
+		eq_virtual_check(fs);
+	if (!rc)
+		rc = serve(s);
+	if (!s->stuck && !stopped(s)) /* only when something failed */
+		stop_worker(s, 0);
+	if (!rc && !fs->ready.up)
+		rc = -ENOTCONN;
+	if (rc)
+		eq_log(&fs->log, EQ_LOG_ERROR, "%s: %s", fs->m->store, eq_strerror(rc));
+	return rc;
+}
+
 int eq_mount_run(const struct eq_mount *m)
 {
 	struct session s = { .stuck = false };
 	struct fuse_lowlevel_ops ops;
 	struct eq_fs *fs = &s.fs;
+	bool parent;
 	int rc;
 
+	fs->m = m;
+	eq_log_init(&fs->log, m->level);
+	/* Everything happens in the child, so that it can fail where that shows. */
+	rc = eq_ready_begin(&fs->ready, m->foreground, m->banner, &parent);
+	if (parent)
+		return rc;
+	if (rc) {
+		eq_log(&fs->log, EQ_LOG_ERROR, "cannot go to the background: %s", eq_strerror(rc));
+		return rc;
+	}
 	umask(0);
 	raise_files(&fs->log);
 	/* From here on only the signals' thread hears of them. */
@@ -310,28 +406,15 @@ int eq_mount_run(const struct eq_mount *m)
 	rc = -EIO;
 	if (fuse_session_mount(fs->se, m->mountpoint))
 		goto destroy;
-	if (fuse_daemonize(m->foreground))
-		goto unmount;
-	rc = fs_init(fs, m); /* threads begin here, so not before the fork */
-	s.up = true;
-	if (!rc && !m->read_only)
-		rc = eq_compact_create(fs);
-	if (!rc)
-		rc = eq_scan_create(fs);
-	if (!rc)
-		rc = eq_trim_create(fs);
-	if (!rc)
-		eq_virtual_check(fs);
-	if (!rc)
-		rc = serve(&s);
-	stop_worker(&s); /* if it never came to serving */
+	rc = eq_caps_drop();
 	if (rc)
-		eq_log(&fs->log, EQ_LOG_ERROR, "%s: %s", m->store, eq_strerror(rc));
-unmount:
+		eq_log(&fs->log, EQ_LOG_ERROR, "cannot give up privileges: %s", eq_strerror(rc));
+	else
+		rc = run(&s);
+	if (s.stuck)
+		leave(&s);
 	fuse_session_unmount(fs->se);
 destroy:
-	if (s.stuck)
-		return rc; /* the process ends now, and the worker with it */
 	fuse_session_destroy(fs->se);
 	if (s.up)
 		fs_fini(fs);

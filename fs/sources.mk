@@ -6,6 +6,8 @@ EQ_FS_SOURCES = \
 	fs/attr.c \
 	fs/cache.c \
 	fs/cache.h \
+	fs/caps.c \
+	fs/caps.h \
 	fs/compact.c \
 	fs/compact.h \
 	fs/eqfs.h \
@@ -29,6 +31,8 @@ EQ_FS_SOURCES = \
 	fs/ops_xattr.c \
 	fs/prefetch.c \
 	fs/prefetch.h \
+	fs/ready.c \
+	fs/ready.h \
 	fs/restore.c \
 	fs/scan.c \
 	fs/scan.h \

@@ -13,6 +13,7 @@
 struct eq_trim {
 	struct eq_fs *fs;
 	pthread_t thread;
+	bool joined;
 	bool stop;              /* under the table's lock */
 	size_t low;
 };
@@ -100,17 +101,24 @@ int eq_trim_create(struct eq_fs *fs)
 	return rc;
 }
 
-void eq_trim_free(struct eq_trim *t)
+void eq_trim_cancel(struct eq_trim *t)
 {
-	struct eq_nodes *nodes;
+	struct eq_nodes *nodes = &t->fs->nodes;
 
-	if (!t)
-		return;
-	nodes = &t->fs->nodes;
 	pthread_mutex_lock(&nodes->lock);
 	t->stop = true;
 	pthread_cond_signal(&nodes->crowded);
 	pthread_mutex_unlock(&nodes->lock);
-	pthread_join(t->thread, NULL);
+}
+
+bool eq_trim_ended(struct eq_trim *t)
+{
+	if (!t->joined)
+		t->joined = pthread_tryjoin_np(t->thread, NULL) == 0;
+	return t->joined;
+}
+
+void eq_trim_free(struct eq_trim *t)
+{
 	free(t);
 }

@@ -16,7 +16,11 @@ int eq_trim_create(struct eq_fs *fs);
 /* For a request that may add a node, and holds no lock: wait, a second at most, while
  * there are far too many. */
 void eq_trim_pace(struct eq_fs *fs);
-/* While requests are still answered. t may be NULL. */
+/* Have it end, while requests are still answered. */
+void eq_trim_cancel(struct eq_trim *t);
+/* Has it ended? Does not wait. */
+bool eq_trim_ended(struct eq_trim *t);
+/* Once it has ended. NULL is fine. */
 void eq_trim_free(struct eq_trim *t);
 
 #endif

@@ -7,7 +7,8 @@
  *   EQFS_FAULT_ROOT  the directory; without it nothing is counted
  *   EQFS_FAULT_LOG   file to append to: "number operation path result"
  *   EQFS_FAULT       before:N or after:N (killed), torn:N (killed after half of a
- *                    write), or errno:N:NUMBER:COUNT (COUNT events fail)
+ *                    write), hang:N (never returns, nor does any event after it),
+ *                    or errno:N:NUMBER:COUNT (COUNT events fail)
  *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but pread
  *                    without it
  */
@@ -27,7 +28,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-enum mode { NOTHING, BEFORE, AFTER, TORN, FAIL };
+enum mode { NOTHING, BEFORE, AFTER, TORN, FAIL, HANG };
 
 static struct {
 	pthread_mutex_t lock;   /* of n, and held during an event */
@@ -41,7 +42,8 @@ static struct {
 
 __attribute__((constructor)) static void fault_init(void)
 {
-	static const char *const names[] = { "", "before", "after", "torn", "errno" };
+	static const char *const names[] = { "", "before", "after", "torn", "errno",
+					     "hang" };
 	const char *log = getenv("EQFS_FAULT_LOG"), *what = getenv("EQFS_FAULT");
 	char name[8];
 	int i;
@@ -55,7 +57,7 @@ __attribute__((constructor)) static void fault_init(void)
 					 O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	if (what && sscanf(what, "%7[a-z]:%ld:%d:%ld", name, &fault.first, &fault.error,
 			   &fault.count) >= 2)
-		for (i = BEFORE; i <= FAIL; i++)
+		for (i = BEFORE; i <= HANG; i++)
 			if (!strcmp(name, names[i]))
 				fault.mode = (enum mode)i;
 }
@@ -93,6 +95,11 @@ static int enter(const char *op, const char *path)
 		 path + fault.root_len);
 	if (fault.mode == BEFORE && fault.n == fault.first)
 		die();
+	if (fault.mode == HANG && fault.n == fault.first) {
+		log_result(-1, 0);
+		for (;;)
+			pause();
+	}
 	if (fault.mode != FAIL || fault.n < fault.first || fault.n - fault.first >= fault.count)
 		return 0;
 	log_result(-1, fault.error);

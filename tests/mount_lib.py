@@ -77,7 +77,8 @@ class Mount:
                                          stdin=subprocess.DEVNULL, stderr=log, preexec_fn=limits,
                                          env={**os.environ, **(env or {})})
         _mounts.append(self)
-        poll("mounted or dead", lambda: mounted(self.point) or self.proc.poll() is not None)
+        # That line is printed when the mount is up.
+        poll("mounted or dead", lambda: ", policy: " in self.log() or self.proc.poll() is not None)
         if self.proc.poll() is not None and not fails:
             raise AssertionError("eqfs did not mount: " + self.log())
 

@@ -13,14 +13,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <syslog.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "cli.h"
 #include "eqfs.h"
+#include "eqfs_fstab.h"
 #include "gpu_load.h"
 
 #define CONFIG ".eqfs.conf"
-#define MAX_SETTLE 86400.0
+#define MAX_SECONDS 86400.0
 #define MAX_CACHE ((size_t)1 << 46)
 #define MIN_CACHE ((size_t)1 << 20)
 #define MAX_THREADS 1024
@@ -31,14 +33,14 @@ struct options {
 	char *store, *mountpoint;       /* as given */
 	char **set;                     /* policy options in order, "key=value" */
 	size_t n_set;
-	char *gpu;                      /* as given, or NULL */
+	char *gpu, *user;               /* as given, or NULL */
 	size_t gpu_mem;
 	int foreground, debug, verbose, quiet, read_only, help, version;
 	bool bad;                       /* said */
 	bool misused;                   /* an option's value makes no sense */
 };
 
-enum { KEY_POLICY, KEY_SETTLE, KEY_CACHE, KEY_THREADS, KEY_READ_ONLY, KEY_GPU_MEM };
+enum { KEY_POLICY, KEY_SETTLE, KEY_DRAIN, KEY_CACHE, KEY_THREADS, KEY_READ_ONLY, KEY_GPU_MEM };
 
 #define FLAG(text, member) { text, offsetof(struct options, member), 1 }
 
@@ -60,9 +62,11 @@ static const struct fuse_opt known[] = {
 	FUSE_OPT_KEY("include=", KEY_POLICY),
 	FUSE_OPT_KEY("exclude=", KEY_POLICY),
 	FUSE_OPT_KEY("settle=", KEY_SETTLE),
+	FUSE_OPT_KEY("drain=", KEY_DRAIN),
 	FUSE_OPT_KEY("cache=", KEY_CACHE),
 	FUSE_OPT_KEY("threads=", KEY_THREADS),
 	{ "gpu=%s", offsetof(struct options, gpu), 0 },
+	{ "setuid=%s", offsetof(struct options, user), 0 },
 	FUSE_OPT_KEY("gpu-mem=", KEY_GPU_MEM),
 	FUSE_OPT_KEY("ro", KEY_READ_ONLY),
 	FUSE_OPT_END
@@ -99,7 +103,7 @@ static int parse_size(const char *text, size_t *out)
 	return 0;
 }
 
-static int parse_settle(const char *text, double *out)
+static int parse_seconds(const char *text, double *out)
 {
 	char *end;
 	double v;
@@ -107,7 +111,7 @@ static int parse_settle(const char *text, double *out)
 	if (!isdigit((unsigned char)text[0]) && text[0] != '.')
 		return -EINVAL;
 	v = strtod(text, &end);
-	if (*end || end == text || !(v >= 0 && v <= MAX_SETTLE))
+	if (*end || end == text || !(v >= 0 && v <= MAX_SECONDS))
 		return -EINVAL;
 	*out = v;
 	return 0;
@@ -137,7 +141,11 @@ static int option(void *data, const char *arg, int key, struct fuse_args *outarg
 	case KEY_POLICY:
 		return keep_policy(o, arg);
 	case KEY_SETTLE:
-		if (parse_settle(value, &o->mount.settle))
+		if (parse_seconds(value, &o->mount.settle))
+			return bad(o, "not a number of seconds", arg);
+		return 0;
+	case KEY_DRAIN:
+		if (parse_seconds(value, &o->mount.drain))
 			return bad(o, "not a number of seconds", arg);
 		return 0;
 	case KEY_CACHE:
@@ -166,7 +174,7 @@ static int option(void *data, const char *arg, int key, struct fuse_args *outarg
 	default:
 		if (arg[0] == '-')
 			return bad(o, "unknown option", arg);
-		return 1;
+		return !eq_fstab_ignores(arg);
 	}
 }
 
@@ -189,11 +197,13 @@ static void help(void)
 	     "  include=GLOB   quantise tensors of this name and no others; may be repeated\n"
 	     "  exclude=GLOB   never quantise tensors of this name; may be repeated\n"
 	     "  settle=SEC     encode when a file has been quiet that long (default: 2)\n"
+	     "  drain=SEC      at a signal, go on encoding what is due that long (default: 5)\n"
 	     "  cache=SIZE     memory for decoded data, as 512M or 2G (default: 256M)\n"
 	     "  threads=N      to decode and encode (default: one a CPU)\n"
 	     "  gpu=GPU        use a GPU: auto, off (default) or its number\n"
 	     "  gpu-mem=SIZE   device memory to use at most (default: 256M)\n"
 	     "  ro             read-only; such mounts may share a store\n"
+	     "  setuid=USER    root only: be this user from the beginning\n"
 	     "  allow_other, default_permissions and what else libfuse knows\n"
 	     "\n"
 	     "The policy (bits to exclude) may also stand in STORE/" CONFIG "; options given\n"
@@ -236,6 +246,17 @@ static int set_policy(struct options *o, struct eq_error *err)
 	return rc;
 }
 
+/* A mount that was just taken away may need a moment to let go. */
+static int lock_store(struct options *o)
+{
+	const struct timespec nap = { .tv_nsec = 20000000 };
+	int rc, tries = 50;
+
+	while ((rc = eq_store_lock(o->mount.store_fd, o->read_only)) == -EBUSY && --tries)
+		nanosleep(&nap, NULL);
+	return rc;
+}
+
 static int open_store(struct options *o, struct eq_error *err)
 {
 	int fd, rc;
@@ -255,7 +276,7 @@ static int open_store(struct options *o, struct eq_error *err)
 		return eq_fail(err, -EINVAL, "%s: the store is inside the mountpoint %s", o->store,
 			       o->mountpoint);
 	if (!rc)
-		rc = eq_store_lock(o->mount.store_fd, o->read_only);
+		rc = lock_store(o);
 	if (rc == -EBUSY)
 		return eq_fail(err, rc, "%s: mounted already by another eqfs", o->store);
 	if (!rc && !o->read_only && eq_store_above(o->mount.store_fd))
@@ -289,17 +310,22 @@ static int add_fuse_options(struct options *o, struct fuse_args *args)
 	return rc ? -ENOMEM : 0;
 }
 
-static int say_policy(const struct options *o)
+/* What is said when the mount is up. */
+static int make_banner(struct options *o)
 {
-	char *text = eq_policy_text(&o->policy);
+	char *policy, *text;
+	int rc = 0;
 
-	if (!text)
-		return -ENOMEM;
-	if (!o->quiet)
-		fprintf(stderr, "eqfs: %s on %s%s, policy: %s\n", o->mount.store,
-			o->mount.mountpoint, o->read_only ? " (read-only)" : "", text);
-	free(text);
-	return 0;
+	if (o->quiet || eq_fstab_called())
+		return 0;
+	policy = eq_policy_text(&o->policy);
+	if (!policy || asprintf(&text, "eqfs: %s on %s%s, policy: %s", o->mount.store,
+				o->mount.mountpoint, o->read_only ? " (read-only)" : "", policy) < 0)
+		rc = -ENOMEM;
+	else
+		o->mount.banner = text;
+	free(policy);
+	return rc;
 }
 
 /* Any thread; after the mount has gone to the background nobody reads stderr. */
@@ -322,7 +348,9 @@ static int mount_store(struct options *o, struct fuse_args *args)
 	struct eq_error err = { "" };
 	int rc;
 
-	rc = open_store(o, &err);
+	rc = o->user ? eq_fstab_become(o->user, &err) : 0;
+	if (!rc)
+		rc = open_store(o, &err);
 	if (!rc)
 		rc = set_policy(o, &err);
 	if (!rc)
@@ -332,7 +360,7 @@ static int mount_store(struct options *o, struct fuse_args *args)
 		o->misused = rc == -EINVAL;
 	}
 	if (!rc)
-		rc = say_policy(o);
+		rc = make_banner(o);
 	if (rc) {
 		eq_cli_error("%s", err.text[0] ? err.text : eq_strerror(rc));
 		eq_gpu_release(o->mount.backend);
@@ -354,17 +382,21 @@ static int mount_store(struct options *o, struct fuse_args *args)
 
 int main(int argc, char **argv)
 {
-	struct fuse_args args = FUSE_ARGS_INIT(argc, argv);
 	struct options o = { .mount = { .cache_bytes = EQ_DEFAULT_CACHE,
-					.settle = EQ_DEFAULT_SETTLE, .store_fd = -1 } };
-	int status = EQ_EXIT_USAGE;
+					.settle = EQ_DEFAULT_SETTLE, .drain = EQ_DEFAULT_DRAIN,
+					.store_fd = -1 } };
+	struct fuse_args args = FUSE_ARGS_INIT(0, NULL);
+	int status = EQ_EXIT_USAGE, rc;
 
 	/* Extents come and go: keep their memory rather than have the kernel clear
 	 * new pages each time. */
 	mallopt(M_MMAP_THRESHOLD, 64 << 20);
 	mallopt(M_TRIM_THRESHOLD, 256 << 20);
 	eq_policy_init(&o.policy);
-	if (fuse_opt_parse(&args, &o, known, option) || o.bad) {
+	rc = eq_fstab_args(argc, argv, &args);
+	if (rc > 0) {
+		status = EQ_EXIT_OK;
+	} else if (rc || fuse_opt_parse(&args, &o, known, option) || o.bad) {
 		eq_cli_usage("eqfs");
 	} else if (o.help) {
 		help();
@@ -384,6 +416,8 @@ int main(int argc, char **argv)
 	free(o.set);
 	free((char *)o.mount.store);
 	free((char *)o.mount.mountpoint);
+	free((char *)o.mount.banner);
+	free(o.user);
 	free(o.gpu);
 	free(o.store);
 	free(o.mountpoint);

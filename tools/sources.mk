@@ -20,9 +20,14 @@ EQAR_SOURCES = \
 	tools/eqar_verify.c \
 	tools/eqar_walk.c
 EQFS_SOURCES = \
-	tools/eqfs.c
+	tools/eqfs.c \
+	tools/eqfs_fstab.c \
+	tools/eqfs_fstab.h
 
 bashcompdir = $(datarootdir)/bash-completion/completions
 dist_bashcomp_DATA = \
 	tools/completions/eqar.bash \
 	tools/completions/eqfs.bash
+
+systemdunitdir = $(prefix)/lib/systemd/system
+nodist_systemdunit_DATA = tools/eqfs@.service
