@@ -1,20 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * How fast the codec is on one core, against memcpy and what else one could
- * install. GB are 10^9 bytes of what is decoded, or read by the encoder; best of
- * several rounds. "To memory" writes it all, "to cache" writes four chunks again
- * and again, as the file system does.
+ * How fast the codec is on one core with each instruction set there is, against
+ * memcpy and what else one could install. GB are 10^9 bytes of what is decoded,
+ * or read by the encoder; best of several rounds, in time of the thread. "To
+ * memory" writes it all, "to cache" writes four chunks again and again, as the
+ * file system does; "two threads" share the work to memory.
  */
 #include <config.h>
 
 #include <dlfcn.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/wait.h>
 #include <time.h>
+#include <unistd.h>
 #include <zstd.h>
 
 #include "codec_util.h"
 #include "coding.h"
+#include "cpu.h"
 #include "eqcodec.h"
 #include "rans.h"
 
@@ -26,7 +31,9 @@
 #define TEAM (CHUNKS / PIECES)
 #define PIECE (TEAM * CHUNK)
 
-static double memcpy_rate;
+/* Bytes a second of what everything is compared with; 0: not installed. */
+static double memcpy_rate, zstd_rate[2], hts_rate[2];
+enum { DECODE, ENCODE };
 
 static double now(void)
 {
@@ -37,16 +44,18 @@ static double now(void)
 	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+typedef void piece_fn(void *arg, unsigned piece);
+
 /* The work is cut into pieces; each round does all of them, and each piece
  * counts with its best round. */
-static double best(void (*fn)(void *arg, unsigned piece), void *arg)
+static double best_of(piece_fn *fn, void *arg, unsigned from, unsigned to)
 {
 	double least[PIECES], sum = 0;
 
-	for (unsigned p = 0; p < PIECES; p++)
+	for (unsigned p = from; p < to; p++)
 		least[p] = 1e9;
 	for (unsigned i = 0; i < ROUNDS; i++) {
-		for (unsigned p = 0; p < PIECES; p++) {
+		for (unsigned p = from; p < to; p++) {
 			double t = now();
 
 			fn(arg, p);
@@ -54,19 +63,77 @@ static double best(void (*fn)(void *arg, unsigned piece), void *arg)
 			least[p] = t < least[p] ? t : least[p];
 		}
 	}
-	for (unsigned p = 0; p < PIECES; p++)
+	for (unsigned p = from; p < to; p++)
 		sum += least[p];
 	return sum;
 }
 
-static void row(const char *what, double bytes, double seconds, double ratio)
+static double best(piece_fn *fn, void *arg)
 {
-	printf("%-48s %7.2f GB/s  %5.2f of memcpy", what, bytes / seconds * 1e-9,
-	       bytes / seconds / memcpy_rate);
-	if (ratio > 0)
-		printf("  %5.3f bits/symbol", ratio);
+	return best_of(fn, arg, 0, PIECES);
+}
+
+struct half {
+	piece_fn *fn;
+	void *arg;
+	pthread_barrier_t *start;
+	unsigned from, to;
+	double seconds;
+};
+
+static void *half_run(void *arg)
+{
+	struct half *h = arg;
+
+	pthread_barrier_wait(h->start);
+	h->seconds = best_of(h->fn, h->arg, h->from, h->to);
+	return NULL;
+}
+
+/* How many times as fast two threads are as one that took `seconds`. */
+static double two_threads(piece_fn *fn, void *arg, double seconds)
+{
+	pthread_barrier_t start;
+	struct half h[2] = { { fn, arg, &start, 0, PIECES / 2, 0 },
+			     { fn, arg, &start, PIECES / 2, PIECES, 0 } };
+	pthread_t other;
+
+	pthread_barrier_init(&start, NULL, 2);
+	if (pthread_create(&other, NULL, half_run, &h[1]))
+		abort();
+	half_run(&h[0]);
+	pthread_join(other, NULL);
+	pthread_barrier_destroy(&start);
+	return seconds / 2 / h[0].seconds + seconds / 2 / h[1].seconds;
+}
+
+static void row_begin(const char *what, double rate)
+{
+	printf("%-48s %6.2f GB/s  %5.2f of memcpy", what, rate * 1e-9, rate / memcpy_rate);
+}
+
+static void row_end(void)
+{
 	printf("\n");
 	fflush(stdout);
+}
+
+static void row(const char *what, double bytes, double seconds, double bits)
+{
+	row_begin(what, bytes / seconds);
+	if (bits > 0)
+		printf("  %5.3f bits/symbol", bits);
+	row_end();
+}
+
+/* A row of what the peers can do as well. */
+static void row_peers(const char *what, double bytes, double seconds, int direction)
+{
+	row_begin(what, bytes / seconds);
+	printf("  %4.1f of zstd", bytes / seconds / zstd_rate[direction]);
+	if (hts_rate[direction] > 0)
+		printf("  %4.1f of htscodecs", bytes / seconds / hts_rate[direction]);
+	row_end();
 }
 
 /* ---- data ------------------------------------------------------------------ */
@@ -141,7 +208,7 @@ static void measure(struct tensor *t, const char *name, const void *want)
 {
 	uint8_t params[EQ_PARAMS_MAX];
 	size_t len = eq_params_write(&t->c, params), bytes = (size_t)N * t->c.unit;
-	double enc, dec, cached, bits;
+	double enc, dec, two, cached, bits;
 	char text[80];
 
 	memset(&t->plan, 0, sizeof(t->plan));
@@ -172,6 +239,7 @@ static void measure(struct tensor *t, const char *name, const void *want)
 		t->job[i] = job;
 	}
 	dec = best(decode_piece, t);
+	two = two_threads(decode_piece, t, dec);
 	for (unsigned i = 0; i < CHUNKS; i++)
 		if (t->job[i].status)
 			abort();
@@ -183,6 +251,10 @@ static void measure(struct tensor *t, const char *name, const void *want)
 	bits = 8.0 * (double)t->stored / N;
 	snprintf(text, sizeof(text), "%s, decode to memory", name);
 	row(text, (double)bytes, dec, bits);
+	snprintf(text, sizeof(text), "%s, two threads", name);
+	row_begin(text, (double)bytes / dec * two);
+	printf("  %5.2f of one", two);
+	row_end();
 	snprintf(text, sizeof(text), "%s, decode to cache", name);
 	row(text, (double)bytes, cached, 0);
 	snprintf(text, sizeof(text), "%s, encode", name);
@@ -299,11 +371,12 @@ static void coder_histogram(void *arg, unsigned piece)
 	eq_kernels_get()->histogram(c->sym + (size_t)piece * PIECE, PIECE, c->sum);
 }
 
-static void bench_coder(const uint8_t *sym)
+static void bench_coder(const uint8_t *sym, const char *name)
 {
 	struct coder *c = must_alloc(sizeof(*c));
 	struct eq_freq freq = { .mode = EQ_TABLE_SINGLE };
 	uint64_t hist[256] = { 0 };
+	char text[80];
 
 	memset(c, 0, sizeof(*c));
 	c->sym = must_alloc(N);
@@ -315,10 +388,12 @@ static void bench_coder(const uint8_t *sym)
 	eq_freq_dec(&freq, &c->table);
 	for (unsigned i = 0; i < CHUNKS; i++)
 		c->part[i] = must_alloc(eq_rans_bound(CHUNK) + EQ_SLACK);
-	row("rANS alone, encode", N, best(coder_encode, c), 0);
-	row("rANS alone, decode to cache", N, best(coder_decode, c),
-	    (double)eq_freq_bits(hist, freq.f) / N);
-	row("histogram", N, best(coder_histogram, c), 0);
+	snprintf(text, sizeof(text), "%s, rANS alone, encode", name);
+	row_peers(text, N, best(coder_encode, c), ENCODE);
+	snprintf(text, sizeof(text), "%s, rANS alone, decode to cache", name);
+	row_peers(text, N, best(coder_decode, c), DECODE);
+	snprintf(text, sizeof(text), "%s, histogram", name);
+	row(text, N, best(coder_histogram, c), 0);
 	for (unsigned i = 0; i < CHUNKS; i++)
 		free(c->part[i]);
 	free(c->sym);
@@ -368,8 +443,11 @@ static void bench_zstd(struct peer *p)
 	t = best(zstd_encode, p);
 	for (unsigned i = 0; i < PIECES; i++)
 		bytes += (double)p->len[i];
+	zstd_rate[ENCODE] = N / t;
 	row("exponents of bf16, zstd -1, encode", N, t, 8 * bytes / N);
-	row("exponents of bf16, zstd -1, decode", N, best(zstd_decode, p), 0);
+	t = best(zstd_decode, p);
+	zstd_rate[DECODE] = N / t;
+	row("exponents of bf16, zstd -1, decode", N, t, 0);
 	for (unsigned i = 0; i < PIECES; i++)
 		free(p->packed[i]);
 }
@@ -426,18 +504,58 @@ static void bench_hts(const uint8_t *sym)
 	t = best(hts_encode, &h);
 	for (unsigned i = 0; i < CHUNKS; i++)
 		bytes += h.packed_len[i];
+	hts_rate[ENCODE] = N / t;
 	row("exponents of bf16, htscodecs 32x16, encode", N, t, 8 * bytes / N);
-	row("exponents of bf16, htscodecs 32x16, decode", N, best(hts_decode, &h), 0);
+	t = best(hts_decode, &h);
+	hts_rate[DECODE] = N / t;
+	row("exponents of bf16, htscodecs 32x16, decode", N, t, 0);
 	for (unsigned i = 0; i < CHUNKS; i++)
 		free(h.packed[i]);
 	dlclose(lib);
 }
 
+/* ---- all of it ------------------------------------------------------------- */
+
+static void bench_isa(const uint16_t *w, uint8_t *sym)
+{
+	struct tensor *t = must_alloc(sizeof(*t));
+
+	printf("instruction set: %s; one core\n", eq_cpu_isa());
+	for (size_t i = 0; i < N; i++)
+		sym[i] = (uint8_t)(w[i] >> 7);
+	bench_coder(sym, "exponents of bf16");
+	bench_planes(t, sym, 1, "exponents of bf16");
+	bench_planes(t, w, 2, "bf16 lossless");
+	fill_levels(sym, 0.8);
+	bench_quant(t, sym, "2-bit levels to bf16");
+	fill_levels(sym, 1.7);
+	bench_quant(t, sym, "3-bit levels to bf16");
+	fill_levels(sym, 16);
+	bench_coder(sym, "6-bit levels");
+	free(t);
+}
+
+/* In a process of its own, since the choice of kernels is made once. */
+static void bench_without(const char *mask, const uint16_t *w, uint8_t *sym)
+{
+	pid_t child = fork();
+	int status;
+
+	if (!child) {
+		setenv("EQFS_DISABLE_CPU", mask, 1);
+		bench_isa(w, sym);
+		exit(0);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child || status)
+		abort();
+}
+
 int main(void)
 {
+	static const char *const masks[] = { "", "avx512", "avx2,neon" };
 	uint16_t *w = must_alloc(2 * (size_t)N);
 	uint8_t *sym = must_alloc(N);
-	struct tensor *t = must_alloc(sizeof(*t));
+	unsigned flags = ~0u;
 	struct peer p = { 0 };
 
 	fill_weights(w);
@@ -447,21 +565,22 @@ int main(void)
 	p.out = must_alloc(2 * (size_t)N);
 	memset(p.out, 1, 2 * (size_t)N);
 	memcpy_rate = 2.0 * N / best(copy_piece, &p);
-	printf("instruction set: %s; one core\n", eq_cpu_isa());
 	row("memcpy", 2.0 * N, 2.0 * N / memcpy_rate, 0);
 	p.src = sym;
 	bench_zstd(&p);
 	bench_hts(sym);
-	bench_coder(sym);
-	bench_planes(t, sym, 1, "exponents of bf16");
-	bench_planes(t, w, 2, "bf16 lossless");
-	fill_levels(sym, 0.8);
-	bench_quant(t, sym, "2-bit levels to bf16");
-	fill_levels(sym, 1.7);
-	bench_quant(t, sym, "3-bit levels to bf16");
+	free(p.out);
+	/* What the user has switched off stays off. */
+	if (getenv("EQFS_DISABLE_CPU")) {
+		bench_isa(w, sym);
+	} else {
+		for (unsigned i = 0; i < sizeof(masks) / sizeof(*masks); i++) {
+			if (eq_cpu_flags(masks[i]) != flags)
+				bench_without(masks[i], w, sym);
+			flags = eq_cpu_flags(masks[i]);
+		}
+	}
 	free(w);
 	free(sym);
-	free(t);
-	free(p.out);
 	return 0;
 }
