@@ -125,17 +125,18 @@ static void decode_team(const struct eq_kernels *k, struct eq_decode_job *jobs,
 	const struct eq_plan *plan = jobs[0].plan;
 	bool quant = plan->codec == EQ_CODEC_QUANT;
 	struct eq_member store[TEAM], *team[TEAM];
-	uint32_t longest = 0;
+	uint32_t longest = 0, tile_len = eq_tile_len(plan, n);
 
 	for (unsigned j = 0; j < n; j++) {
 		struct eq_member *m = team[j] = &store[j];
 
 		m->job = &jobs[j];
+		m->tile_len = tile_len;
 		eq_chunk_start(m);
 		if (!m->job->status && m->job->n_units > longest)
 			longest = m->job->n_units;
 	}
-	for (uint32_t pos = 0; pos < longest; pos += eq_tile_len(plan)) {
+	for (uint32_t pos = 0; pos < longest; pos += tile_len) {
 		for (unsigned j = 0; j < n; j++)
 			if (!quant && !team[j]->job->status)
 				prefetch_tile(team[j], pos);

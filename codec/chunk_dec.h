@@ -15,11 +15,10 @@
 #include "format.h"
 #include "rans.h"
 
-/* Units of a tile at most, a multiple of 256 * 4. Larger ones leave the cache,
- * smaller ones let decoders start and stop too often. */
-#ifndef EQ_TILE
+/* Units of a tile at most: a multiple of 256 * 4. All chunks of a team together
+ * have twice as many; more leave the cache, fewer let decoders start and stop too
+ * often. */
 #define EQ_TILE 8192u
-#endif
 #define EQ_PARTS_MAX 8
 
 struct eq_part {
@@ -34,6 +33,7 @@ struct eq_part {
 /* One chunk of the team. */
 struct eq_member {
 	struct eq_decode_job *job;
+	uint32_t tile_len;      /* units of a tile */
 	unsigned n_parts;
 	struct eq_part part[EQ_PARTS_MAX];
 	/* Quantised only: row of the unit that comes next, units left of it, and
@@ -56,25 +56,27 @@ static inline void eq_member_fail(struct eq_member *m)
 	m->job->status = EQ_ECORRUPT;
 }
 
-/* Units of a tile: planes, `unit` of them, share the room of two. */
-static inline uint32_t eq_tile_len(const struct eq_plan *plan)
+/* Units of a tile of each of n chunks; planes share the room of two. */
+static inline uint32_t eq_tile_len(const struct eq_plan *plan, unsigned n)
 {
-	return plan->codec == EQ_CODEC_PLANES && plan->unit > 2 ?
-		       EQ_TILE * 2 / plan->unit : EQ_TILE;
+	uint32_t len = n > 2 ? EQ_TILE / 2 : EQ_TILE;
+
+	return plan->codec == EQ_CODEC_PLANES && plan->unit > 2 ? len * 2 / plan->unit :
+								  len;
 }
 
 /* Units of the tile at `pos` that the member has. */
 static inline uint32_t eq_tile_units(const struct eq_member *m, uint32_t pos)
 {
-	uint32_t n = m->job->n_units, len = eq_tile_len(m->job->plan);
+	uint32_t n = m->job->n_units;
 
-	return pos >= n ? 0 : n - pos < len ? n - pos : len;
+	return pos >= n ? 0 : n - pos < m->tile_len ? n - pos : m->tile_len;
 }
 
 /* The room for a tile's bytes of part i. */
 static inline uint8_t *eq_tile(struct eq_member *m, unsigned i)
 {
-	return m->tile + (size_t)i * eq_tile_len(m->job->plan);
+	return m->tile + (size_t)i * m->tile_len;
 }
 
 /* Where the decoder puts the bytes of part i in the tile at pos: whole blocks of

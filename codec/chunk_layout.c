@@ -93,7 +93,7 @@ static void start_planes(struct eq_member *m)
 		if (part_start(&m->part[i], plan))
 			eq_member_fail(m);
 		if (m->part[i].head.kind == EQ_PART_CONST)
-			memset(eq_tile(m, i), m->part[i].head.arg, eq_tile_len(plan));
+			memset(eq_tile(m, i), m->part[i].head.arg, m->tile_len);
 	}
 }
 
@@ -183,7 +183,7 @@ static void start_quant(struct eq_member *m)
 		scale_max = fmaxf(scale_max, scale);
 	}
 	if (m->part[1].head.kind == EQ_PART_CONST)
-		memset(eq_tile(m, 1), m->part[1].head.arg, eq_tile_len(plan));
+		memset(eq_tile(m, 1), m->part[1].head.arg, m->tile_len);
 	for (unsigned s = 0; s < 256; s++)
 		if (eq_has_value(plan, (uint8_t)s))
 			value_max = fmaxf(value_max, fabsf(plan->value[s]));

@@ -56,36 +56,48 @@ static void rans_decode_c(struct eq_rans_dec *const *dec, uint8_t *const *out,
 		decode_one(dec[i], out[i], groups);
 }
 
+/* A symbol with the reciprocal of its frequency f rounded up, 2^64 / f: with
+ * 64 bits the quotients are exact. */
+struct divisor {
+	uint64_t rcp;
+	uint32_t limit;         /* f << 20: from there on a word is due */
+	uint16_t gap, start;    /* 4096 - f */
+};
+
 static uint16_t *rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
 			       const uint8_t *sym, size_t groups, uint16_t *top)
 {
-	uint32_t least = EQ_PROB_SIZE;
+	struct divisor table[256];
+	uint32_t absent = 0;
 
+	for (unsigned s = 0; s < 256; s++) {
+		uint32_t f = (uint16_t)(enc->entry[s] >> 32);
+
+		table[s].rcp = f > 1 ? UINT64_MAX / f + 1 : UINT64_MAX;
+		table[s].limit = f << 20;
+		table[s].gap = (uint16_t)(EQ_PROB_SIZE - f);
+		table[s].start = (uint16_t)(enc->entry[s] >> 48);
+		if (f == 1) /* the quotient is one too small */
+			table[s].start += table[s].gap;
+	}
 	for (sym += groups * EQ_GROUP; groups; groups--) {
 		sym -= EQ_GROUP;
 		for (unsigned t = 4; t-- > 0;) {
 #pragma GCC unroll 4
 			for (unsigned l = EQ_LANES; l-- > 0;) {
-				uint64_t e = enc->entry[sym[4 * l + t]];
-				uint32_t f = (uint16_t)(e >> 32), y = x[l], q, r;
-				uint32_t keep = less_mask(y, f << 20);
+				const struct divisor *d = &table[sym[4 * l + t]];
+				uint32_t y = x[l], due = y >= d->limit, q;
 
-				least = f < least ? f : least;
 				top[-1] = (uint16_t)y; /* counts only if due */
-				top -= ~keep & 1;
-				y = pick(keep, y, y >> 16);
-				/* The reciprocal is rounded down, so the
-				 * quotient is right or one too small. */
-				q = (uint32_t)((uint64_t)y * (uint32_t)e >> 32);
-				r = y - q * f;
-				keep = less_mask(r, f);
-				q += ~keep & 1;
-				r -= f & ~keep;
-				x[l] = (q << 12) + r + (uint32_t)(e >> 48);
+				top -= due;
+				y >>= 16 * due;
+				q = (uint32_t)((unsigned __int128)y * d->rcp >> 64);
+				x[l] = y + q * d->gap + d->start;
+				absent |= d->gap;
 			}
 		}
 	}
-	return least ? top : NULL;
+	return absent & EQ_PROB_SIZE ? NULL : top;
 }
 
 void eq_kernels_init_c(struct eq_kernels *k)

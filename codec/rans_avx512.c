@@ -20,60 +20,44 @@
 
 /* ---- decoding -------------------------------------------------------------- */
 
-/*
- * A search tree of 2^levels leaves. The path is collected with the first
- * decision in bit 0, so that on each level the bits so far are the index into
- * that level's thresholds; leaf tables are in the order of such paths.
- */
+/* A search tree of 2^levels leaves, which are symbols in ascending order. */
 struct tree {
-	__m512i root, level1[2];        /* thresholds of the first two levels */
-	__m512i level[4];               /* of levels 2 to 5 */
+	__m512i root;                   /* the first level's threshold, less 1 */
+	__m512i level[LEVELS_MAX - 1];  /* the next levels' thresholds, less 1 */
 	__m512i freq16[2], start[2];    /* of leaves: frequency * 16, start */
 	__m512i sym;                    /* bytes */
 };
 
-/*
- * Level d asks of path p (d bits, reversed: r) about start number
- * (2 r + 1) * 2^(levels - 1 - d); the leaf at path p is number r of all.
- */
+/* On level d, path p (d bits) is asked about start number
+ * (2 p + 1) * 2^(levels - 1 - d). */
 INLINE void tree_init(struct tree *tree, const struct eq_table *t, const unsigned levels)
 {
-	/* 0 to 31, six bits reversed; 32 to 63 are one more. */
-	static const uint16_t reversed[32] = {
-		0, 32, 16, 48, 8,  40, 24, 56, 4, 36, 20, 52, 12, 44, 28, 60,
-		2, 34, 18, 50, 10, 42, 26, 58, 6, 38, 22, 54, 14, 46, 30, 62,
-	};
+	static const uint16_t count[32] = { 0,  1,  2,  3,  4,	5,  6,	7,  8,	9,  10,
+					    11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+					    22, 23, 24, 25, 26, 27, 28, 29, 30, 31 };
 	const __m512i one = _mm512_set1_epi16(1);
-	__m512i rev = _mm512_loadu_si512(reversed);
 	/* Starts of 64 symbols, and of the ones behind: 4096 beyond the last. */
 	__m512i a = _mm512_loadu_si512(t->start), b = _mm512_loadu_si512(t->start + 32);
-	__m512i fa = _mm512_sub_epi16(_mm512_loadu_si512(t->start + 1), a);
-	__m512i fb = _mm512_sub_epi16(_mm512_loadu_si512(t->start + 33), b);
-	__m512i bytes = _mm512_loadu_si512(t->sym), path[2], level[LEVELS_MAX];
+	__m512i odd = _mm512_loadu_si512(count), level;
 
+	odd = _mm512_add_epi16(_mm512_add_epi16(odd, odd), one);
 	for (unsigned d = 0; d < levels; d++) {
-		__m512i r = _mm512_srli_epi16(rev, 6 - d);
-
-		r = _mm512_add_epi16(_mm512_add_epi16(r, r), one);
-		r = _mm512_slli_epi16(r, levels - 1 - d);
-		level[d] = _mm512_permutex2var_epi16(a, r, b);
+		level = _mm512_permutex2var_epi16(
+			a, _mm512_slli_epi16(odd, levels - 1 - d), b);
+		level = _mm512_sub_epi16(level, one);
+		if (d)
+			tree->level[d - 1] = level;
+		else
+			tree->root = _mm512_broadcastw_epi16(_mm512_castsi512_si128(level));
 	}
-	tree->root = _mm512_broadcastw_epi16(_mm512_castsi512_si128(level[0]));
-	tree->level1[0] = _mm512_broadcastw_epi16(_mm512_castsi512_si128(level[1]));
-	tree->level1[1] = _mm512_permutexvar_epi16(one, level[1]);
-	for (unsigned d = 2; d < levels; d++)
-		tree->level[d - 2] = level[d];
-	path[0] = _mm512_srli_epi16(rev, 6 - levels);
-	path[1] = _mm512_add_epi16(rev, one); /* with six levels only */
 	for (unsigned i = 0; i < 2; i++) {
-		tree->start[i] = _mm512_permutex2var_epi16(a, path[i], b);
+		const uint16_t *start = t->start + 32 * i;
+
+		tree->start[i] = _mm512_loadu_si512(start);
 		tree->freq16[i] = _mm512_slli_epi16(
-			_mm512_permutex2var_epi16(fa, path[i], fb), 4);
+			_mm512_sub_epi16(_mm512_loadu_si512(start + 1), tree->start[i]), 4);
 	}
-	tree->sym = _mm512_permutexvar_epi8(
-		_mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi16_epi8(path[0])),
-				   _mm512_cvtepi16_epi8(path[1]), 1),
-		bytes);
+	tree->sym = _mm512_loadu_si512(t->sym);
 }
 
 /* gcc gives a gather without a mask an undefined destination, on which the
@@ -96,26 +80,19 @@ struct lanes {
  */
 #define EACH _Pragma("GCC unroll 4") for (unsigned i = 0; i < k; i++)
 
-/* Paths of the slots. */
+/* Paths of the slots. Each decision is the sign of a difference, shifted into the
+ * path: comparing into a mask would take three times as long. */
 INLINE void tree_find(const struct tree *tree, const __m512i *slot, __m512i *path,
 		      const unsigned levels, const unsigned k)
 {
 	__m512i at[4];
-	__mmask32 m[4];
 
-	EACH m[i] = _mm512_cmpge_epu16_mask(slot[i], tree->root);
-	EACH path[i] = _mm512_maskz_set1_epi16(m[i], 1);
-	EACH at[i] = _mm512_mask_mov_epi16(tree->level1[0], m[i], tree->level1[1]);
-	EACH m[i] = _mm512_cmpge_epu16_mask(slot[i], at[i]);
-	EACH path[i] = _mm512_mask_add_epi16(path[i], m[i], path[i],
-					     _mm512_set1_epi16(2));
-#pragma GCC unroll 4
-	for (unsigned d = 2; d < levels; d++) {
-		const __m512i bit = _mm512_set1_epi16((short)(1 << d));
-
-		EACH at[i] = _mm512_permutexvar_epi16(path[i], tree->level[d - 2]);
-		EACH m[i] = _mm512_cmpge_epu16_mask(slot[i], at[i]);
-		EACH path[i] = _mm512_mask_add_epi16(path[i], m[i], path[i], bit);
+	EACH path[i] = _mm512_srli_epi16(_mm512_sub_epi16(tree->root, slot[i]), 15);
+#pragma GCC unroll 5
+	for (unsigned d = 1; d < levels; d++) {
+		EACH at[i] = _mm512_permutexvar_epi16(path[i], tree->level[d - 1]);
+		EACH at[i] = _mm512_sub_epi16(at[i], slot[i]);
+		EACH path[i] = _mm512_shldi_epi16(path[i], at[i], 1);
 	}
 }
 
@@ -135,7 +112,7 @@ INLINE void advance(struct lanes *x, const __m512i *freq16, const __m512i *offse
 {
 	const __m512i top4 = _mm512_set1_epi16((short)0xf000);
 	__m512i small[4], sum[4], high[4], words[4];
-	__mmask32 m[4];
+	__mmask32 carry[4], low[4];
 
 	EACH small[i] = _mm512_mulhi_epu16(freq16[i],
 					   _mm512_and_si512(x[i].low, top4));
@@ -143,18 +120,19 @@ INLINE void advance(struct lanes *x, const __m512i *freq16, const __m512i *offse
 	EACH high[i] = _mm512_mulhi_epu16(freq16[i], x[i].high);
 	EACH small[i] = _mm512_add_epi16(small[i], offset[i]);
 	EACH sum[i] = _mm512_add_epi16(sum[i], small[i]);
-	EACH m[i] = _mm512_cmplt_epu16_mask(sum[i], small[i]); /* carry */
-	EACH high[i] = _mm512_mask_add_epi16(high[i], m[i], high[i],
+	EACH carry[i] = _mm512_cmplt_epu16_mask(sum[i], small[i]);
+	EACH low[i] = _mm512_testn_epi16_mask(high[i], high[i]);
+	EACH high[i] = _mm512_mask_add_epi16(high[i], carry[i], high[i],
 					     _mm512_set1_epi16(1));
 	EACH {
 		words[i] = _mm512_loadu_si512(x[i].next);
 		/* Loaded here, not by the expansion that waits for the mask. */
 		__asm__("" : "+v"(words[i]));
 	}
-	EACH m[i] = _mm512_testn_epi16_mask(high[i], high[i]); /* < 65536 */
-	EACH x[i].high = _mm512_mask_mov_epi16(high[i], m[i], sum[i]);
-	EACH x[i].low = _mm512_mask_expand_epi16(sum[i], m[i], words[i]);
-	EACH x[i].next += __builtin_popcount(m[i]);
+	EACH low[i] = _kandn_mask32(carry[i], low[i]); /* < 65536 */
+	EACH x[i].high = _mm512_mask_mov_epi16(high[i], low[i], sum[i]);
+	EACH x[i].low = _mm512_mask_expand_epi16(sum[i], low[i], words[i]);
+	EACH x[i].next += __builtin_popcount(low[i]);
 }
 
 /* A step by searching; gives the paths. */
@@ -170,7 +148,8 @@ INLINE void step_search(struct lanes *x, const struct tree *tree, __m512i *path,
 	advance(x, freq16, offset, k);
 }
 
-/* A step by gathering; gives the symbols. Even lanes and odd ones apart. */
+/* A step by gathering; gives the symbols in the high bytes. Even lanes and odd
+ * ones apart, then the halves of their entries together. */
 INLINE void step_gather(struct lanes *x, const uint32_t *slot, __m512i *sym,
 			const unsigned k)
 {
@@ -181,18 +160,14 @@ INLINE void step_gather(struct lanes *x, const uint32_t *slot, __m512i *sym,
 	EACH a[i] = gather(slot, _mm512_and_si512(x[i].low, low12));
 	EACH b[i] = gather(slot, _mm512_and_si512(_mm512_srli_epi32(x[i].low, 16),
 						  low12));
-	/* even ? a : b */
-	EACH freq16[i] = _mm512_and_si512(
-		_mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a[i], 8),
-					  _mm512_slli_epi32(b[i], 8), 0xca),
-		_mm512_set1_epi16((short)0xfff0));
-	EACH offset[i] = _mm512_and_si512(
-		_mm512_ternarylogic_epi32(even, a[i], _mm512_slli_epi32(b[i], 16),
-					  0xca),
-		_mm512_set1_epi16(4095));
-	EACH sym[i] = _mm512_srli_epi16(
-		_mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a[i], 16), b[i],
-					  0xca), 8);
+	/* even ? a : b; symbol << 8 | frequency >> 4, frequency << 12 | offset */
+	EACH sym[i] = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a[i], 16), b[i],
+						0xca);
+	EACH offset[i] = _mm512_ternarylogic_epi32(even, a[i], _mm512_slli_epi32(b[i], 16),
+						   0xca);
+	EACH freq16[i] = _mm512_and_si512(_mm512_shldi_epi16(sym[i], offset[i], 8),
+					  _mm512_set1_epi16((short)0xfff0));
+	EACH offset[i] = _mm512_and_si512(offset[i], _mm512_set1_epi16(4095));
 	advance(x, freq16, offset, k);
 }
 
@@ -260,9 +235,16 @@ INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 				step_search(x, &tree, s, levels, k);
 			else
 				step_gather(x, slot, s, k);
-			EACH pair[t / 2][i] = t % 2 == 0 ? s[i] :
-				_mm512_or_si512(pair[t / 2][i],
-						_mm512_slli_epi16(s[i], 8));
+			/* The symbols of two steps in a pair of bytes. */
+			if (t % 2 == 0)
+				EACH pair[t / 2][i] = levels ? s[i] :
+					_mm512_srli_epi16(s[i], 8);
+			else if (levels)
+				EACH pair[t / 2][i] = _mm512_or_si512(
+					pair[t / 2][i], _mm512_slli_epi16(s[i], 8));
+			else
+				EACH pair[t / 2][i] = _mm512_mask_mov_epi8(
+					pair[t / 2][i], 0xaaaaaaaaaaaaaaaa, s[i]);
 		}
 		EACH {
 			uint8_t *to = out[i] + g * EQ_GROUP;
@@ -384,14 +366,13 @@ INLINE __m512i encode_step(__m512i x, __m512i rcp, __m512i fs, uint16_t **top)
 		_mm512_srli_epi32(fs, 16));
 }
 
-/* The same with 16 entries of the table as they are in memory. */
-INLINE __m512i encode_entries(__m512i x, const uint64_t *entry, uint16_t **top,
+/* The same with 16 entries of the table as they are in memory, in halves. */
+INLINE __m512i encode_entries(__m512i x, __m512i a, __m512i b, uint16_t **top,
 			      __mmask16 *absent)
 {
 	const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14,
 					       12, 10, 8, 6, 4, 2, 0);
 	const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
-	__m512i a = _mm512_load_si512(entry), b = _mm512_load_si512(entry + 8);
 	__m512i fs = _mm512_permutex2var_epi32(a, odds, b);
 
 	*absent |= _mm512_testn_epi32_mask(fs, fs);
@@ -416,12 +397,51 @@ static uint16_t *encode_any(const struct eq_rans_enc *enc, uint32_t x[32],
 				      entry[~groups & 1]);
 #pragma GCC unroll 4
 		for (unsigned t = 4; t-- > 0;) {
-			x1 = encode_entries(x1, e[t] + 16, &top, &absent);
-			x0 = encode_entries(x0, e[t], &top, &absent);
+			x1 = encode_entries(x1, _mm512_load_si512(e[t] + 16),
+					    _mm512_load_si512(e[t] + 24), &top, &absent);
+			x0 = encode_entries(x0, _mm512_load_si512(e[t]),
+					    _mm512_load_si512(e[t] + 8), &top, &absent);
 		}
 	}
 	_mm512_storeu_si512(x, x0);
 	_mm512_storeu_si512(x + 16, x1);
+	return absent ? NULL : top;
+}
+
+/* Entries of 8 symbols, each in the low byte of its lane. */
+INLINE __m512i gather_entries(const struct eq_rans_enc *enc, __m256i sym)
+{
+	sym = _mm256_and_si256(sym, _mm256_set1_epi32(255));
+	return _mm512_mask_i32gather_epi64(_mm512_setzero_si512(), 0xff, sym,
+					   enc->entry, 8);
+}
+
+/* encode_any for processors whose gathers are fast. */
+static uint16_t *encode_gather(const struct eq_rans_enc *enc, uint32_t x[32],
+			       const uint8_t *sym, size_t groups, uint16_t *top)
+{
+	__m512i v[2] = { _mm512_loadu_si512(x), _mm512_loadu_si512(x + 16) };
+	__mmask16 absent = 0;
+
+	for (sym += groups * EQ_GROUP; groups; groups--) {
+		sym -= EQ_GROUP;
+#pragma GCC unroll 4
+		for (unsigned t = 4; t-- > 0;) {
+#pragma GCC unroll 2
+			for (unsigned i = 2; i-- > 0;) {
+				__m512i s = _mm512_srli_epi32(
+					_mm512_loadu_si512(sym + 64 * i), 8 * t);
+
+				v[i] = encode_entries(
+					v[i],
+					gather_entries(enc, _mm512_castsi512_si256(s)),
+					gather_entries(enc, _mm512_extracti64x4_epi64(s, 1)),
+					&top, &absent);
+			}
+		}
+	}
+	_mm512_storeu_si512(x, v[0]);
+	_mm512_storeu_si512(x + 16, v[1]);
 	return absent ? NULL : top;
 }
 
@@ -504,6 +524,16 @@ static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32
 					 encode_any(enc, x, sym, groups, top);
 }
 
+static uint16_t *rans_encode_avx512_gather(const struct eq_rans_enc *enc,
+					   uint32_t x[32], const uint8_t *sym,
+					   size_t groups, uint16_t *top)
+{
+	struct small_enc small;
+
+	return small_init(&small, enc) ? encode_small(&small, x, sym, groups, top) :
+					 encode_gather(enc, x, sym, groups, top);
+}
+
 void eq_kernels_init_avx512(struct eq_kernels *k)
 {
 	k->isa = "avx512";
@@ -511,4 +541,10 @@ void eq_kernels_init_avx512(struct eq_kernels *k)
 	k->rans_decode = rans_decode_avx512;
 	k->rans_encode = rans_encode_avx512;
 	eq_split_init_avx512(k);
+}
+
+void eq_kernels_init_avx512_gather(struct eq_kernels *k)
+{
+	eq_kernels_init_avx512(k);
+	k->rans_encode = rans_encode_avx512_gather;
 }

@@ -27,7 +27,7 @@
 #define PAGE 4096u
 #define AREA (64 * PAGE)
 
-static struct eq_kernels scalar, tested[4];
+static struct eq_kernels scalar, tested[5];
 static unsigned n_tested;
 
 /* ---- guarded buffers ------------------------------------------------------- */
@@ -569,8 +569,10 @@ int main(void)
 	}
 #endif
 #ifdef HAVE_AVX512
-	if (flags & EQ_CPU_AVX512)
+	if (flags & EQ_CPU_AVX512) {
 		add_tested(eq_kernels_init_avx512, "");
+		add_tested(eq_kernels_init_avx512_gather, ", gathers");
+	}
 #endif
 #ifdef HAVE_NEON
 	if (flags & EQ_CPU_NEON)
