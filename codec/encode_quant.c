@@ -31,6 +31,10 @@ struct quant {
 	unsigned unit;
 	XXH3_state_t *xxh;
 	struct eq_disk_outlier *outlier;        /* positions in their chunks */
+	atomic_int read_status;
+	double l1;
+	bool finite;
+	int status[2];          /* of the two tasks that prepare quantising */
 	struct eq_quantiser *device;    /* has the tensor, and its symbols; or NULL */
 	struct eq_encode_plan plan;     /* for it */
 };
@@ -61,25 +65,14 @@ static uint64_t group_len(const struct quant *q, uint32_t g, uint64_t *at)
 	return q->n_bytes - *at < full ? q->n_bytes - *at : full;
 }
 
-static int read_group(void *arg, uint32_t g)
+static void read_group(void *arg, size_t g)
 {
 	struct quant *q = arg;
-	uint64_t at, len = group_len(q, g, &at);
+	uint64_t at, len = group_len(q, (uint32_t)g, &at);
+	int rc = eq_input_read(q->e, q->data + at, len, q->e->st->prefix_len + q->t->begin + at);
 
-	return eq_input_read(q->e, q->data + at, len, q->e->st->prefix_len + q->t->begin + at);
-}
-
-static int read_next(void *arg, uint32_t g)
-{
-	return read_group(arg, g + 1);
-}
-
-static int hash_file(void *arg, uint32_t g)
-{
-	struct quant *q = arg;
-	uint64_t at, len = group_len(q, g, &at);
-
-	return EVP_DigestUpdate(q->e->sha, q->data + at, len) == 1 ? 0 : -EIO;
+	if (rc)
+		atomic_store_explicit(&q->read_status, rc, memory_order_relaxed);
 }
 
 static int hash_content(void *arg, uint32_t g)
@@ -93,15 +86,15 @@ static int hash_content(void *arg, uint32_t g)
 
 static int read_whole(struct quant *q)
 {
-	struct eq_pass p = { .n_chunks = q->n_chunks, .group = q->group,
-			     .serial = { read_next, hash_file }, .n_serial = 2, .arg = q };
 	int rc = eq_buffer_reserve(&q->e->keep, &q->e->keep_size, q->n_bytes);
 
 	q->data = q->e->keep;
 	q->m.w = q->data;
-	if (!rc)
-		rc = read_group(q, 0);
-	return rc ? rc : eq_pass_run(q->e, &p);
+	if (rc)
+		return rc;
+	eq_pool_for(q->e->run->pool, (q->n_chunks - 1) / q->group + 1, read_group, q);
+	rc = atomic_load(&q->read_status);
+	return rc ? rc : eq_encode_progress(q->e);
 }
 
 /* The first outlier at or beyond a unit. */
@@ -296,22 +289,40 @@ static int lossless_is_smaller(struct quant *q, uint64_t size, bool *smaller)
 }
 
 /* By the device, if it has the tensor; else by the CPU. */
-static int norm(struct quant *q, double *l1, bool *finite)
+static int norm(struct quant *q)
 {
 	eq_device_open(q->e, &q->m, &q->device);
-	if (eq_device_l1(q->e, &q->device, &q->m, l1, finite))
+	if (eq_device_l1(q->e, &q->device, &q->m, &q->l1, &q->finite))
 		return 0;
-	return eq_quant_l1(&q->m, q->e->run->pool, l1, finite);
+	return eq_quant_l1(&q->m, q->e->run->pool, &q->l1, &q->finite);
 }
 
-static int search(struct quant *q, double l1)
+static int search(struct quant *q)
 {
 	uint64_t n = q->m.rows * q->m.k;
 
-	if (eq_device_search(q->e, &q->device, eq_quant_price(q->e->lambda, l1, n), q->scale))
+	q->scale = malloc(q->m.rows * sizeof(q->scale[0]));
+	if (!q->scale)
+		return -ENOMEM;
+	if (eq_device_search(q->e, &q->device, eq_quant_price(q->e->lambda, q->l1, n), q->scale))
 		return 0;
-	return eq_quant_search(&q->m, q->e->policy->format, q->e->lambda, l1, n, q->e->run->pool,
+	return eq_quant_search(&q->m, q->e->policy->format, q->e->lambda, q->l1, n, q->e->run->pool,
 			       q->scale);
+}
+
+/* Hash the tensor and find its scales side by side: the one is as fast as a core,
+ * the other has the rest. Neither changes the data. */
+static void prepare(void *arg, size_t i)
+{
+	struct quant *q = arg;
+
+	if (i == 0) {
+		q->status[i] = EVP_DigestUpdate(q->e->sha, q->data, q->n_bytes) == 1 ? 0 : -EIO;
+		return;
+	}
+	q->status[i] = norm(q);
+	if (!q->status[i] && q->finite && q->l1 > 0)
+		q->status[i] = search(q);
 }
 
 static int read_again(struct quant *q)
@@ -344,23 +355,19 @@ static int quant_run(struct quant *q)
 	struct eq_encoder *e = q->e;
 	uint64_t n = q->m.rows * q->m.k;
 	float value[256];
-	bool finite, lost;
-	double l1;
+	bool lost;
 	int rc;
 
 	rc = read_whole(q);
-	if (!rc)
-		rc = norm(q, &l1, &finite);
 	if (rc)
 		return rc;
-	if (!finite || !(l1 > 0))
-		return eq_encode_lossless(e, q->t, q->data, finite ? 0 : EQ_TENSOR_NONFINITE);
-	q->scale = malloc(q->m.rows * sizeof(q->scale[0]));
-	if (!q->scale)
-		return -ENOMEM;
-	rc = search(q, l1);
-	if (!rc)
-		rc = quantise(q);
+	eq_pool_for(e->run->pool, 2, prepare, q);
+	rc = q->status[0] ? q->status[0] : q->status[1];
+	if (rc)
+		return rc;
+	if (!q->finite || !(q->l1 > 0))
+		return eq_encode_lossless(e, q->t, q->data, q->finite ? 0 : EQ_TENSOR_NONFINITE);
+	rc = quantise(q);
 	if (rc)
 		return rc;
 	eq_quant_values(e->policy->format, value);
