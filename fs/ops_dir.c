@@ -2,7 +2,8 @@
 /*
  * Directories. A listing is read whole when it is begun, because whether an
  * archive is shown depends on the plain names; offsets are indices into it, so
- * they stay valid whatever happens to the directory meanwhile.
+ * they stay valid whatever happens to the directory meanwhile. An open directory
+ * holds no descriptor: there may be as many as our clients may have together.
  */
 #define FUSE_USE_VERSION 314
 #include "config.h"
@@ -26,7 +27,6 @@ struct entry {
 struct eq_dir {
 	struct eq_handle handle;
 	pthread_mutex_t lock;
-	DIR *dir;
 	char *names;
 	size_t names_len, names_max;
 	struct entry *entry;
@@ -41,8 +41,6 @@ static struct eq_dir *dir_of(const struct fuse_file_info *fi)
 static void dir_free(struct eq_fs *fs, struct eq_dir *d)
 {
 	eq_handle_del(fs, &d->handle);
-	if (d->dir)
-		closedir(d->dir);
 	pthread_mutex_destroy(&d->lock);
 	free(d->names);
 	free(d->entry);
@@ -130,23 +128,38 @@ static int drop_hidden(struct eq_dir *d)
 	return 0;
 }
 
-static int load(struct eq_dir *d)
+static int open_dir(const struct eq_node *n)
 {
+	int fd = openat(n->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+
+	return fd < 0 ? -errno : fd;
+}
+
+static int load(struct eq_dir *d, const struct eq_node *n)
+{
+	int rc = 0, fd = open_dir(n);
 	bool archives = false;
 	struct dirent *de;
 	struct stat st;
-	int rc = 0;
+	DIR *dir;
 
+	if (fd < 0)
+		return fd;
+	dir = fdopendir(fd);
+	if (!dir) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
 	d->n = d->names_len = 0;
-	rewinddir(d->dir);
-	while (!rc && (errno = 0, de = readdir(d->dir))) {
+	while (!rc && (errno = 0, de = readdir(dir))) {
 		struct entry e = { .ino = de->d_ino, .type = DTTOIF(de->d_type) };
 		size_t len = strlen(de->d_name);
 
 		if (eq_tmp_is(de->d_name))
 			continue;
 		if (de->d_type == DT_UNKNOWN) {
-			if (fstatat(dirfd(d->dir), de->d_name, &st, AT_SYMLINK_NOFOLLOW))
+			if (fstatat(fd, de->d_name, &st, AT_SYMLINK_NOFOLLOW))
 				continue; /* gone again */
 			e.type = st.st_mode & S_IFMT;
 		}
@@ -159,6 +172,7 @@ static int load(struct eq_dir *d)
 	}
 	if (!rc)
 		rc = -errno;
+	closedir(dir);
 	if (!rc && archives)
 		rc = drop_hidden(d);
 	return rc;
@@ -168,24 +182,14 @@ void eq_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct eq_fs *fs = eq_fs_of(req);
 	struct eq_dir *d = calloc(1, sizeof(*d));
-	int fd, rc = -ENOMEM;
 
-	if (d) {
-		eq_handle_add(fs, &d->handle, dir_drop);
-		pthread_mutex_init(&d->lock, NULL);
-		fd = openat(eq_node_of(fs, ino)->fd, ".",
-			    O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-		d->dir = fd < 0 ? NULL : fdopendir(fd);
-		rc = d->dir ? 0 : -errno;
-		if (rc && fd >= 0)
-			close(fd);
-	}
-	if (rc) {
-		if (d)
-			dir_free(fs, d);
-		eq_reply(req, rc);
+	(void)ino; /* the kernel has checked that it may be read */
+	if (!d) {
+		eq_reply(req, -ENOMEM);
 		return;
 	}
+	eq_handle_add(fs, &d->handle, dir_drop);
+	pthread_mutex_init(&d->lock, NULL);
 	fi->fh = (uintptr_t)d;
 	if (fuse_reply_open(req, fi) == -ENOENT)
 		dir_free(fs, d);
@@ -200,11 +204,10 @@ void eq_op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	size_t used = 0, need, i;
 	int rc = buf ? 0 : -ENOMEM;
 
-	(void)ino;
 	pthread_mutex_lock(&d->lock);
 	if (!rc && off == 0) {
 		pthread_rwlock_rdlock(&fs->names);
-		rc = load(d);
+		rc = load(d, eq_node_of(fs, ino));
 		pthread_rwlock_unlock(&fs->names);
 	}
 	for (i = (size_t)off; !rc && i < d->n; i++) {
@@ -232,8 +235,12 @@ void eq_op_releasedir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 
 void eq_op_fsyncdir(fuse_req_t req, fuse_ino_t ino, int datasync, struct fuse_file_info *fi)
 {
-	int fd = dirfd(dir_of(fi)->dir);
+	int fd = open_dir(eq_node_of(eq_fs_of(req), ino)), rc = fd < 0 ? fd : 0;
 
-	(void)ino;
-	eq_reply(req, (datasync ? fdatasync(fd) : fsync(fd)) ? -errno : 0);
+	(void)fi;
+	if (!rc && (datasync ? fdatasync(fd) : fsync(fd)))
+		rc = -errno;
+	if (fd >= 0)
+		close(fd);
+	eq_reply(req, rc);
 }

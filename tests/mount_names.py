@@ -38,6 +38,8 @@ class Fixture:
             put(self.m, n, self.data[n])
         for n in "ab":
             self.m.settle(n)
+        for n in "pq": # looked at, which takes a temporary file for a moment
+            self.m.settle(n, want="plain")
 
     def __enter__(self):
         return self
