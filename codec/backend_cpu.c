@@ -101,21 +101,6 @@ static void decode_tile(const struct eq_kernels *k, struct eq_member *const *tea
 	}
 }
 
-/*
- * Have the memory fetch the raw planes of the tile at pos while the entropy
- * decoder works, which is busy with arithmetic. (Fetching the output as well was
- * measured: it drives the table out of the first-level cache.)
- */
-static void prefetch_tile(const struct eq_member *m, uint32_t pos)
-{
-	uint32_t n = eq_tile_units(m, pos);
-
-	for (unsigned i = 0; i < m->n_parts; i++)
-		if (m->part[i].head.kind == EQ_PART_RAW)
-			for (uint32_t at = 0; at < n; at += 64)
-				__builtin_prefetch(m->part[i].data + pos + at);
-}
-
 /* ---- teams ----------------------------------------------------------------- */
 
 /* Up to TEAM jobs of one plan. */
@@ -137,9 +122,6 @@ static void decode_team(const struct eq_kernels *k, struct eq_decode_job *jobs,
 			longest = m->job->n_units;
 	}
 	for (uint32_t pos = 0; pos < longest; pos += tile_len) {
-		for (unsigned j = 0; j < n; j++)
-			if (!quant && !team[j]->job->status)
-				prefetch_tile(team[j], pos);
 		for (unsigned i = quant; i < (quant ? 2u : plan->unit); i++)
 			decode_tile(k, team, n, i, pos);
 		for (unsigned j = 0; j < n; j++)

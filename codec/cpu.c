@@ -137,25 +137,21 @@ static pthread_once_t best_once = PTHREAD_ONCE_INIT;
 static void best_init(void)
 {
 	unsigned flags = eq_cpu_flags(getenv("EQFS_DISABLE_CPU"));
-	bool gather = false;
 
 	eq_kernels_init_c(&best);
 #ifdef HAVE_AVX2
-	if (flags & EQ_CPU_AVX2) {
-		gather = gathers_fast();
-		(gather ? eq_kernels_init_avx2_gather : eq_kernels_init_avx2)(&best);
-	}
+	if (flags & EQ_CPU_AVX2)
+		(gathers_fast() ? eq_kernels_init_avx2_gather : eq_kernels_init_avx2)(&best);
 #endif
 #ifdef HAVE_AVX512
 	if (flags & EQ_CPU_AVX512)
-		(gather ? eq_kernels_init_avx512_gather : eq_kernels_init_avx512)(&best);
+		eq_kernels_init_avx512(&best);
 #endif
 #ifdef HAVE_NEON
 	if (flags & EQ_CPU_NEON)
 		eq_kernels_init_neon(&best);
 #endif
 	(void)flags;
-	(void)gather;
 }
 
 const struct eq_kernels *eq_kernels_get(void)

@@ -5,9 +5,10 @@
  * is one 16-bit expansion, and the multiplications are 16 bits wide.
  *
  * Tables of at most 64 symbols are searched in registers: a binary search for
- * the slot among the starts, all 32 lanes at once. That beats loading table
- * entries even where gathers are fast, and by far where microcode against
- * gather data sampling has made them slow. Larger tables gather.
+ * the slot among the starts, all 32 lanes at once. That is as fast as loading
+ * table entries where gathers are fast, faster for few symbols, and by far where
+ * microcode against gather data sampling has made gathers slow. Larger tables
+ * gather.
  */
 #include <immintrin.h>
 #include <string.h>
@@ -366,13 +367,14 @@ INLINE __m512i encode_step(__m512i x, __m512i rcp, __m512i fs, uint16_t **top)
 		_mm512_srli_epi32(fs, 16));
 }
 
-/* The same with 16 entries of the table as they are in memory, in halves. */
-INLINE __m512i encode_entries(__m512i x, __m512i a, __m512i b, uint16_t **top,
+/* The same with 16 entries of the table as they are in memory. */
+INLINE __m512i encode_entries(__m512i x, const uint64_t *entry, uint16_t **top,
 			      __mmask16 *absent)
 {
 	const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14,
 					       12, 10, 8, 6, 4, 2, 0);
 	const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
+	__m512i a = _mm512_load_si512(entry), b = _mm512_load_si512(entry + 8);
 	__m512i fs = _mm512_permutex2var_epi32(a, odds, b);
 
 	*absent |= _mm512_testn_epi32_mask(fs, fs);
@@ -397,51 +399,12 @@ static uint16_t *encode_any(const struct eq_rans_enc *enc, uint32_t x[32],
 				      entry[~groups & 1]);
 #pragma GCC unroll 4
 		for (unsigned t = 4; t-- > 0;) {
-			x1 = encode_entries(x1, _mm512_load_si512(e[t] + 16),
-					    _mm512_load_si512(e[t] + 24), &top, &absent);
-			x0 = encode_entries(x0, _mm512_load_si512(e[t]),
-					    _mm512_load_si512(e[t] + 8), &top, &absent);
+			x1 = encode_entries(x1, e[t] + 16, &top, &absent);
+			x0 = encode_entries(x0, e[t], &top, &absent);
 		}
 	}
 	_mm512_storeu_si512(x, x0);
 	_mm512_storeu_si512(x + 16, x1);
-	return absent ? NULL : top;
-}
-
-/* Entries of 8 symbols, each in the low byte of its lane. */
-INLINE __m512i gather_entries(const struct eq_rans_enc *enc, __m256i sym)
-{
-	sym = _mm256_and_si256(sym, _mm256_set1_epi32(255));
-	return _mm512_mask_i32gather_epi64(_mm512_setzero_si512(), 0xff, sym,
-					   enc->entry, 8);
-}
-
-/* encode_any for processors whose gathers are fast. */
-static uint16_t *encode_gather(const struct eq_rans_enc *enc, uint32_t x[32],
-			       const uint8_t *sym, size_t groups, uint16_t *top)
-{
-	__m512i v[2] = { _mm512_loadu_si512(x), _mm512_loadu_si512(x + 16) };
-	__mmask16 absent = 0;
-
-	for (sym += groups * EQ_GROUP; groups; groups--) {
-		sym -= EQ_GROUP;
-#pragma GCC unroll 4
-		for (unsigned t = 4; t-- > 0;) {
-#pragma GCC unroll 2
-			for (unsigned i = 2; i-- > 0;) {
-				__m512i s = _mm512_srli_epi32(
-					_mm512_loadu_si512(sym + 64 * i), 8 * t);
-
-				v[i] = encode_entries(
-					v[i],
-					gather_entries(enc, _mm512_castsi512_si256(s)),
-					gather_entries(enc, _mm512_extracti64x4_epi64(s, 1)),
-					&top, &absent);
-			}
-		}
-	}
-	_mm512_storeu_si512(x, v[0]);
-	_mm512_storeu_si512(x + 16, v[1]);
 	return absent ? NULL : top;
 }
 
@@ -524,16 +487,6 @@ static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32
 					 encode_any(enc, x, sym, groups, top);
 }
 
-static uint16_t *rans_encode_avx512_gather(const struct eq_rans_enc *enc,
-					   uint32_t x[32], const uint8_t *sym,
-					   size_t groups, uint16_t *top)
-{
-	struct small_enc small;
-
-	return small_init(&small, enc) ? encode_small(&small, x, sym, groups, top) :
-					 encode_gather(enc, x, sym, groups, top);
-}
-
 void eq_kernels_init_avx512(struct eq_kernels *k)
 {
 	k->isa = "avx512";
@@ -541,10 +494,4 @@ void eq_kernels_init_avx512(struct eq_kernels *k)
 	k->rans_decode = rans_decode_avx512;
 	k->rans_encode = rans_encode_avx512;
 	eq_split_init_avx512(k);
-}
-
-void eq_kernels_init_avx512_gather(struct eq_kernels *k)
-{
-	eq_kernels_init_avx512(k);
-	k->rans_encode = rans_encode_avx512_gather;
 }

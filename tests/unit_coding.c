@@ -14,6 +14,7 @@
 #include "codec_util.h"
 #include "coding.h"
 #include "eqcodec.h"
+#include "kernels_util.h"
 #include "floats.h"
 
 /* A tensor coded chunk by chunk, ready to be decoded. */
@@ -27,6 +28,7 @@ struct coded {
 	uint8_t *in[64];
 	uint8_t *out;
 	size_t stored, out_len;
+	unsigned pairs_escaping;        /* parts of pairs that have escapes */
 };
 
 static void coded_plan(struct coded *t, int dtype)
@@ -60,6 +62,13 @@ static void coded_add(struct coded *t, const uint8_t *chunk, size_t len,
 	assert_int_equal(len % 16, 0);
 	memcpy(copy, chunk, len);
 	memset(copy + len, 0x5a, EQ_SLACK);
+	for (unsigned i = 0; i < t->c.n_parts; i++) {
+		struct eq_disk_part head;
+
+		memcpy(&head, chunk + i * sizeof(head), sizeof(head));
+		if (head.kind == EQ_PART_PAIR && head.n_entries)
+			t->pairs_escaping++;
+	}
 	t->in[t->n++] = copy;
 	j->plan = &t->plan;
 	j->in = copy;
@@ -71,11 +80,31 @@ static void coded_add(struct coded *t, const uint8_t *chunk, size_t len,
 	t->stored += len;
 }
 
+/* With every instruction set: they must agree on statuses, and on the units of
+ * chunks that are right. */
 static void coded_decode(struct coded *t)
 {
 	const struct eq_backend *be = eq_backend_cpu();
+	struct named_kernels tables[KERNELS_MAX];
+	unsigned n = all_kernels(tables);
+	uint8_t *want = must_alloc(t->out_len);
+	int status[64];
 
-	assert_int_equal(be->decode(be->ctx, t->job, t->n), 0);
+	for (unsigned v = 0; v < n; v++) {
+		assert_int_equal(be->decode(&tables[v].k, t->job, t->n), 0);
+		for (unsigned i = 0; i < t->n; i++) {
+			size_t at = t->job[i].first_unit * t->c.unit;
+			size_t len = (size_t)t->job[i].n_units * t->c.unit;
+
+			if (!v)
+				status[i] = t->job[i].status;
+			assert_int_equal(t->job[i].status, status[i]);
+			if (v && !status[i])
+				assert_memory_equal(t->out + at, want + at, len);
+		}
+		memcpy(want, t->out, t->out_len);
+	}
+	free(want);
 }
 
 static void coded_free(struct coded *t)
@@ -240,7 +269,14 @@ static void test_pair_chosen(void **state)
 	t = code_planes(b, 1, 0, n, 65536);
 	assert_int_equal(t->c.part[0].kind, EQ_PART_PAIR);
 	assert_int_equal(t->in[0][0], EQ_PART_PAIR);
-	assert_int_not_equal(((const struct eq_disk_part *)(void *)t->in[0])->n_entries, 0);
+	assert_int_not_equal(t->pairs_escaping, 0);
+	coded_free(t);
+	/* Two planes of pairs. */
+	t = code_planes(b, 2, EQ_TRANSFORM_NONE, n / 2, 65536);
+	assert_int_equal(t->in[0][0], EQ_PART_PAIR);
+	assert_int_equal(t->in[0][16], EQ_PART_PAIR);
+	coded_decode(t);
+	assert_memory_equal(t->out, b, n);
 	coded_free(t);
 	rnd_symbols(&seed, b, n, 16, 1);
 	t = code_planes(b, 1, 0, n, 65536);
@@ -307,7 +343,19 @@ struct quant_case {
 	double ratio;
 	unsigned outliers;      /* every so many units, 0: none */
 	float scale;
+	bool pair;              /* whether that pays or not */
 };
+
+static void force_pairs(struct eq_coding *c, const uint64_t hist[256])
+{
+	uint64_t bits;
+
+	c->part[1].kind = EQ_PART_PAIR;
+	c->part[1].arg = 0;
+	c->n_freq = 1;
+	assert_int_equal(eq_freq_fit_pair(hist, &c->freq[0], &bits), 0);
+	eq_freq_enc(c->freq[0].f, &c->enc[0]);
+}
 
 static struct coded *code_quant(const struct quant_case *q, uint64_t *seed)
 {
@@ -318,6 +366,8 @@ static struct coded *code_quant(const struct quant_case *q, uint64_t *seed)
 	uint8_t *out, *scratch, *want = must_alloc(n * 4);
 	uint64_t hist[256] = { 0 };
 	float value[256];
+	uint32_t units[256];    /* of this row, as far as known */
+	bool known[256];
 	unsigned unit = q->dtype == EQ_F32 ? 4 : 2;
 
 	memset(t, 0, sizeof(*t));
@@ -331,15 +381,21 @@ static struct coded *code_quant(const struct quant_case *q, uint64_t *seed)
 			  r % 7 == 3 ? 0 : q->scale * (float)(1 + r % 5) * 0.3f);
 	eq_coding_quant(&t->c, unit, q->scale_dtype, n, q->k, q->chunk_units, hist, value,
 			q->outliers ? n / q->outliers : 0);
+	if (q->pair)
+		force_pairs(&t->c, hist);
 	coded_plan(t, q->dtype);
 	bound = eq_chunk_bound(&t->c, q->chunk_units);
 	out = must_alloc(bound);
 	scratch = must_alloc(eq_chunk_scratch(&t->c));
 	for (size_t i = 0; i < n; i++) {
-		uint32_t u = reference_unit(q->dtype, value[sym[i]],
-					    get_scale(scales, q->scale_dtype, i / q->k));
-
-		memcpy(want + i * unit, &u, unit);
+		if (i % q->k == 0)
+			memset(known, 0, sizeof(known));
+		if (!known[sym[i]])
+			units[sym[i]] = reference_unit(
+				q->dtype, value[sym[i]],
+				get_scale(scales, q->scale_dtype, i / q->k));
+		known[sym[i]] = true;
+		memcpy(want + i * unit, &units[sym[i]], unit);
 	}
 	for (size_t at = 0; at < n; at += q->chunk_units) {
 		uint32_t now = n - at < q->chunk_units ? (uint32_t)(n - at) : q->chunk_units;
@@ -372,20 +428,30 @@ static struct coded *code_quant(const struct quant_case *q, uint64_t *seed)
 static void test_quant(void **state)
 {
 	static const struct quant_case cases[] = {
-		{ EQ_BF16, EQ_SCALE_BF16, 7, 640, 1280, 40, 0.9, 0, 0.01f },
-		{ EQ_BF16, EQ_SCALE_F32, 5, 333, 256, 12, 0.5, 100, 1 },
-		{ EQ_F16, EQ_SCALE_BF16, 9, 130, 384, 40, 0.9, 17, 1e-6f },
-		{ EQ_F16, EQ_SCALE_F32, 3, 1000, 2048, 9, 0.5, 0, 1e-7f },
-		{ EQ_F32, EQ_SCALE_BF16, 4, 777, 1024, 40, 0.9, 0, 1e-38f },
-		{ EQ_F32, EQ_SCALE_F32, 50, 1, 128, 9, 0.5, 3, 3 },
-		{ EQ_BF16, EQ_SCALE_BF16, 300, 3, 128, 200, 1, 0, 1e-39f },
-		{ EQ_BF16, EQ_SCALE_BF16, 3, 2000, 4096, 1, 1, 500, 1 },
+		{ EQ_BF16, EQ_SCALE_BF16, 7, 640, 1280, 40, 0.9, 0, 0.01f, false },
+		{ EQ_BF16, EQ_SCALE_F32, 5, 333, 256, 12, 0.5, 100, 1, false },
+		{ EQ_F16, EQ_SCALE_BF16, 9, 130, 384, 40, 0.9, 17, 1e-6f, false },
+		{ EQ_F16, EQ_SCALE_F32, 3, 1000, 2048, 9, 0.5, 0, 1e-7f, false },
+		{ EQ_F32, EQ_SCALE_BF16, 4, 777, 1024, 40, 0.9, 0, 1e-38f, false },
+		{ EQ_F32, EQ_SCALE_F32, 50, 1, 128, 9, 0.5, 3, 3, false },
+		{ EQ_BF16, EQ_SCALE_BF16, 300, 3, 128, 200, 1, 0, 1e-39f, false },
+		{ EQ_BF16, EQ_SCALE_BF16, 3, 2000, 4096, 1, 1, 500, 1, false },
+		/* Pairs with escapes; rows in whole blocks, and not. */
+		{ EQ_BF16, EQ_SCALE_BF16, 40, 896, 4096, 18, 0.6, 0, 1, true },
+		{ EQ_F16, EQ_SCALE_BF16, 3, 16384, 32768, 18, 0.6, 700, 1, true },
+		{ EQ_BF16, EQ_SCALE_F32, 40, 900, 4096, 18, 0.6, 0, 1, true },
+		{ EQ_BF16, EQ_SCALE_BF16, 300, 128, 3200, 18, 0.6, 9, 1, true },
+		{ EQ_F32, EQ_SCALE_BF16, 40, 896, 4096, 18, 0.6, 0, 1, true },
 	};
 	uint64_t seed = 5;
 
 	(void)state;
-	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++)
-		coded_free(code_quant(&cases[i], &seed));
+	for (size_t i = 0; i < sizeof(cases) / sizeof(*cases); i++) {
+		struct coded *t = code_quant(&cases[i], &seed);
+
+		assert_true(!cases[i].pair || t->pairs_escaping);
+		coded_free(t);
+	}
 }
 
 /* ---- damage ---------------------------------------------------------------- */
@@ -435,8 +501,9 @@ static void damage(struct coded *t, uint64_t *seed, unsigned rounds)
 static void test_damage(void **state)
 {
 	static const struct quant_case q[] = {
-		{ EQ_BF16, EQ_SCALE_BF16, 9, 300, 512, 12, 0.5, 50, 1 },
-		{ EQ_F16, EQ_SCALE_F32, 9, 300, 512, 40, 0.9, 50, 1 },
+		{ EQ_BF16, EQ_SCALE_BF16, 9, 300, 512, 12, 0.5, 50, 1, false },
+		{ EQ_F16, EQ_SCALE_F32, 9, 300, 512, 40, 0.9, 50, 1, false },
+		{ EQ_BF16, EQ_SCALE_BF16, 9, 256, 1024, 18, 0.6, 50, 1, true },
 	};
 	uint16_t *w = must_alloc(2 * 5000);
 	uint8_t *b = must_alloc(5000);
@@ -451,6 +518,7 @@ static void test_damage(void **state)
 	damage(code_planes(b, 1, 0, 5000, 1280), &seed, 3000);
 	damage(code_quant(&q[0], &seed), &seed, 3000);
 	damage(code_quant(&q[1], &seed), &seed, 3000);
+	damage(code_quant(&q[2], &seed), &seed, 3000);
 	free(w);
 	free(b);
 }
@@ -465,7 +533,7 @@ static void expect(struct coded *t, int status)
 static void test_rules(void **state)
 {
 	static const struct quant_case q = { EQ_BF16, EQ_SCALE_BF16, 2, 512, 1024,
-					     12, 0.5, 300, 1 };
+					     12, 0.5, 300, 1, false };
 	uint64_t seed = 7;
 	struct coded *t = code_quant(&q, &seed);
 	uint8_t *in = t->in[0], keep[64];

@@ -19,15 +19,17 @@
 #include <cmocka.h>
 
 #include "codec_util.h"
-#include "cpu.h"
 #include "eqcodec.h"
+#include "kernels_util.h"
 #include "model.h"
 #include "rans.h"
 
 #define PAGE 4096u
 #define AREA (64 * PAGE)
 
-static struct eq_kernels scalar, tested[5];
+static struct eq_kernels scalar;
+/* Scalar against itself as well: what is said of guard pages holds for it too. */
+static struct named_kernels tested[KERNELS_MAX];
 static unsigned n_tested;
 
 /* ---- guarded buffers ------------------------------------------------------- */
@@ -196,7 +198,7 @@ static void test_decode(void **state)
 			for (unsigned n = 1; n <= STREAMS; n++)
 				for (unsigned damage = 0; damage < 4; damage++)
 					for (size_t g = 1; g <= GROUPS_MAX; g += 3)
-						decode_case(&tested[v], n, g, kind, damage,
+						decode_case(&tested[v].k, n, g, kind, damage,
 							    &seed);
 }
 
@@ -215,7 +217,7 @@ static void test_encode(void **state)
 	guarded_init(&b);
 	guarded_init(&in);
 	for (unsigned round = 0; round < 40 * KINDS * n_tested; round++) {
-		const struct eq_kernels *k = &tested[round % n_tested];
+		const struct eq_kernels *k = &tested[round % n_tested].k;
 		unsigned kind = round / n_tested % KINDS;
 		size_t groups = 1 + rnd(&seed) % GROUPS_MAX;
 		bool absent = rnd(&seed) % 8 == 0;
@@ -288,7 +290,7 @@ static void test_encode_division(void **state)
 
 					xa[l] = xb[l] = x < 65536 ? 65536 : x;
 				}
-				ra = tested[v].rans_encode(&enc, xa, sym, 1, wa + 256);
+				ra = tested[v].k.rans_encode(&enc, xa, sym, 1, wa + 256);
 				rb = scalar.rans_encode(&enc, xb, sym, 1, wb + 256);
 				assert_memory_equal(xa, xb, sizeof(xa));
 				assert_int_equal(ra - wa, rb - wb);
@@ -310,7 +312,7 @@ static void test_planes(void **state)
 	for (unsigned i = 0; i < 8; i++)
 		guarded_init(&plane[i]);
 	for (unsigned round = 0; round < 2400; round++) {
-		const struct eq_kernels *k = &tested[round % n_tested];
+		const struct eq_kernels *k = &tested[round % n_tested].k;
 		unsigned l2 = (unsigned)(rnd(&seed) % 4), unit = 1u << l2;
 		size_t n = round < 1200 ? round % 200 : rnd(&seed) % 3000;
 		bool rotate = l2 && rnd(&seed) & 1, at_end = rnd(&seed) & 1;
@@ -352,7 +354,7 @@ static void test_pairs(void **state)
 	guarded_init(&a);
 	guarded_init(&b);
 	for (unsigned round = 0; round < 600; round++) {
-		const struct eq_kernels *k = &tested[round % n_tested];
+		const struct eq_kernels *k = &tested[round % n_tested].k;
 		size_t blocks = rnd(&seed) % 20, ca, cb;
 		bool at_end = rnd(&seed) & 1;
 		uint8_t *in = guarded_get(&a, blocks * 128, at_end), *out;
@@ -397,7 +399,7 @@ static void test_pair_units(void **state)
 	guarded_init(&plane);
 	guarded_init(&out);
 	for (unsigned round = 0; round < 600; round++) {
-		const struct eq_kernels *k = &tested[round % n_tested];
+		const struct eq_kernels *k = &tested[round % n_tested].k;
 		size_t blocks = rnd(&seed) % 20, ca, cb;
 		bool at_end = rnd(&seed) & 1, rotate = rnd(&seed) & 1;
 		uint8_t *pair = guarded_get(&pairs, blocks * 64, at_end);
@@ -440,7 +442,7 @@ static void test_histogram(void **state)
 	(void)state;
 	guarded_init(&a);
 	for (unsigned round = 0; round < 500; round++) {
-		const struct eq_kernels *k = &tested[round % n_tested];
+		const struct eq_kernels *k = &tested[round % n_tested].k;
 		size_t n = round < 300 ? round : rnd(&seed) % 50000;
 		uint8_t *p = guarded_get(&a, n, rnd(&seed) & 1);
 		uint64_t ha[256], hb[256];
@@ -463,7 +465,7 @@ static void test_lut(void **state)
 
 	(void)state;
 	for (unsigned round = 0; round < 20000; round++) {
-		const struct eq_kernels *k = &tested[round % n_tested];
+		const struct eq_kernels *k = &tested[round % n_tested].k;
 		float value[256], scale;
 		uint16_t a16[256], b16[256];
 		uint32_t a32[256], b32[256], u;
@@ -505,7 +507,7 @@ static void test_map(void **state)
 	guarded_init(&a);
 	guarded_init(&b);
 	for (unsigned round = 0; round < 600; round++) {
-		const struct eq_kernels *k = &tested[round % n_tested];
+		const struct eq_kernels *k = &tested[round % n_tested].k;
 		size_t n = round < 300 ? round : rnd(&seed) % 4000;
 		bool at_end = rnd(&seed) & 1;
 		uint8_t *in = guarded_get(&a, n, at_end), *out;
@@ -536,14 +538,6 @@ static void test_map(void **state)
 	guarded_fini(&b);
 }
 
-static void add_tested(void (*init)(struct eq_kernels *k), const char *note)
-{
-	eq_kernels_init_c(&tested[n_tested]);
-	if (init)
-		init(&tested[n_tested]);
-	printf("# testing %s%s\n", tested[n_tested++].isa, note);
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -557,27 +551,10 @@ int main(void)
 		cmocka_unit_test(test_lut),
 		cmocka_unit_test(test_map),
 	};
-	unsigned flags = eq_cpu_flags(NULL);
 
-	eq_kernels_init_c(&scalar);
-	/* Scalar against itself: what it says of guard pages holds for it too. */
-	add_tested(NULL, "");
-#ifdef HAVE_AVX2
-	if (flags & EQ_CPU_AVX2) {
-		add_tested(eq_kernels_init_avx2, ", loads");
-		add_tested(eq_kernels_init_avx2_gather, ", gathers");
-	}
-#endif
-#ifdef HAVE_AVX512
-	if (flags & EQ_CPU_AVX512) {
-		add_tested(eq_kernels_init_avx512, "");
-		add_tested(eq_kernels_init_avx512_gather, ", gathers");
-	}
-#endif
-#ifdef HAVE_NEON
-	if (flags & EQ_CPU_NEON)
-		add_tested(eq_kernels_init_neon, "");
-#endif
-	(void)flags;
+	n_tested = all_kernels(tested);
+	scalar = tested[0].k;
+	for (unsigned i = 0; i < n_tested; i++)
+		printf("# testing %s\n", tested[i].name);
 	return cmocka_run_group_tests(tests, NULL, NULL);
 }
