@@ -78,7 +78,8 @@ struct eq_encode_sums {         /* of a row, as in quant_ops.h */
 struct eq_quantised {
 	uint64_t hist[256];             /* of the symbols */
 	struct eq_encode_sums *sums;    /* the caller's, one a row */
-	void *recon;            /* the caller's: the tensor as a decoder will have it */
+	void *recon;            /* the caller's: the tensor as a decoder will have it;
+	                           NULL if not wanted */
 	struct eq_quant_outlier *outlier; /* the caller's, with room for all; unsorted */
 	size_t n_outliers;
 };
@@ -88,7 +89,7 @@ struct eq_quantiser_ops {
 	/* Bring the tensor in; sum[r] = sum |w| over row r, added up as eq_quant_l1
 	 * does. Comes first. */
 	int (*norm)(struct eq_quantiser *q, double *sum, bool *finite);
-	/* If all of it is finite: the scale of each row that costs the least, as
+	/* If all of it is finite, and EQ_BF16: the scale of each row that costs the least, as
 	 * eq_quant_search has it; nu is the price of a step of rate. */
 	int (*search)(struct eq_quantiser *q, const struct eq_quant_format *f, double nu,
 		      uint16_t *scale);

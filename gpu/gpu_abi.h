@@ -11,12 +11,13 @@
 #include <stdint.h>
 
 #include "backend.h"
+#include "backend_encode.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
-#define EQ_GPU_ABI 2
+#define EQ_GPU_ABI 3
 #define EQ_GPU_SYMBOL "eq_cuda_module"
 
 struct eq_gpu_open {
@@ -32,6 +33,11 @@ struct eq_gpu_open {
 struct eq_gpu_measure {
 	double decode_s, copy_s;        /* medians of one run */
 	uint64_t in_bytes, out_bytes;   /* of one run; the copy moves out_bytes / 2 */
+};
+
+struct eq_gpu_measure_encode {
+	double encode_s;                /* median of one run */
+	uint64_t in_bytes;              /* of units, or symbols */
 };
 
 /*
@@ -88,6 +94,10 @@ struct eq_gpu_abi {
 	int (*measure)(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
 		       unsigned copies, unsigned runs, struct eq_gpu_measure *out);
 	const struct eq_gpu_load_abi *load;
+	/* Encode likewise; symbols of quantised tensors are brought as units. The jobs
+	 * get the chunks of one of the copies. -ENOTSUP if they are more than 4 GiB. */
+	int (*measure_encode)(const struct eq_backend *be, struct eq_encode_job *jobs, size_t n,
+			      unsigned copies, unsigned runs, struct eq_gpu_measure_encode *out);
 };
 
 typedef const struct eq_gpu_abi *eq_gpu_module_fn(void);

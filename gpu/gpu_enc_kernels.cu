@@ -64,9 +64,16 @@ place_parts(const struct eq_gpu_enc_task *tasks)
 	}
 }
 
-cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, unsigned n, cudaStream_t stream)
+static __global__ void __launch_bounds__(32) place_offsets(struct eq_gpu_enc_done *done, unsigned n)
+{
+	eq_warp_offsets(done, n);
+}
+
+cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, struct eq_gpu_enc_done *done,
+			  unsigned n, cudaStream_t stream)
 {
 	encode_parts<<<n, 32, 0, stream>>>(tasks);
+	place_offsets<<<1, 32, 0, stream>>>(done, n);
 	place_parts<<<dim3(n, PLACE_BLOCKS), 32 * PLACE_WARPS, 0, stream>>>(tasks);
 	return cudaGetLastError();
 }
@@ -92,10 +99,10 @@ static __global__ void __launch_bounds__(32 * ROW_WARPS) quantise_rows(const str
 
 extern __shared__ uint64_t eq_row_memory[];
 
-template <int DTYPE, bool FP8>
+template <bool FP8>
 static __global__ void __launch_bounds__(32) search_rows(const struct eq_gpu_rows r)
 {
-	eq_warp_search(&r, blockIdx.x, (struct eq_row_shared *)eq_row_memory, DTYPE, FP8);
+	eq_warp_search(&r, blockIdx.x, (struct eq_row_shared *)eq_row_memory, FP8);
 }
 
 static __global__ void count_symbols(const unsigned char *symbols, uint64_t n, uint32_t *hist)
@@ -114,11 +121,7 @@ typedef void rows_fn(const struct eq_gpu_rows);
 
 /* By dtype, and for fp8. */
 static rows_fn *const norms[3] = { norm_rows<EQ_BF16>, norm_rows<EQ_F16>, norm_rows<EQ_F32> };
-static rows_fn *const searches[3][2] = {
-	{ search_rows<EQ_BF16, false>, search_rows<EQ_BF16, true> },
-	{ search_rows<EQ_F16, false>, search_rows<EQ_F16, true> },
-	{ search_rows<EQ_F32, false>, search_rows<EQ_F32, true> },
-};
+static rows_fn *const searches[2] = { search_rows<false>, search_rows<true> };
 static rows_fn *const quantises[3][2] = {
 	{ quantise_rows<EQ_BF16, false>, quantise_rows<EQ_BF16, true> },
 	{ quantise_rows<EQ_F16, false>, quantise_rows<EQ_F16, true> },
@@ -142,11 +145,9 @@ cudaError_t eq_norm_launch(const struct eq_gpu_rows *r, int dtype, cudaStream_t 
 	return cudaGetLastError();
 }
 
-cudaError_t eq_search_launch(const struct eq_gpu_rows *r, int dtype, bool fp8,
-			     cudaStream_t stream)
+cudaError_t eq_search_launch(const struct eq_gpu_rows *r, bool fp8, cudaStream_t stream)
 {
-	searches[dtype_index(dtype)][fp8]<<<(unsigned)r->rows, 32, sizeof(struct eq_row_shared),
-					    stream>>>(*r);
+	searches[fp8]<<<(unsigned)r->rows, 32, sizeof(struct eq_row_shared), stream>>>(*r);
 	return cudaGetLastError();
 }
 
@@ -162,8 +163,8 @@ cudaError_t eq_enc_kernels_init(void)
 {
 	cudaError_t rc = cudaSuccess;
 
-	for (int i = 0; i < 6 && !rc; i++)
-		rc = cudaFuncSetAttribute(searches[i / 2][i % 2],
+	for (int i = 0; i < 2 && !rc; i++)
+		rc = cudaFuncSetAttribute(searches[i],
 					  cudaFuncAttributePreferredSharedMemoryCarveout,
 					  cudaSharedmemCarveoutMaxShared);
 	return rc;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The scale of a row by a warp: what codec/quant_search.c seeks, by the same
- * arithmetic (which see). The least cost does not depend on the order in which
- * scales are tried: here the lanes share the levels of one scale, and intervals
- * are halved depth first, from the best coarse scale outwards, so that a few
- * points are all that is kept.
+ * arithmetic (which see), for bfloat16. There the statistics are exact, so that the
+ * least cost does not depend on the order in which scales are tried: here the lanes
+ * share the levels of one scale, and intervals are halved depth first, from the best
+ * coarse scale outwards, so that a few points are all that is kept. (For float16 and
+ * float32 the CPU's order matters, and the CPU it is that seeks their scales.)
  */
 #ifndef EQ_GPU_ENC_SEARCH_H
 #define EQ_GPU_ENC_SEARCH_H
@@ -17,7 +18,6 @@
 #define EQ_ROW_COARSE 64
 #define EQ_ROW_POINTS 64        /* coarse ones: half octaves of the range, and its end */
 #define EQ_ROW_DEPTH 8          /* halvings of a coarse interval */
-#define EQ_ROW_FINALISTS 3
 #define EQ_ROW_SCALE_MIN 0x0080u        /* 2^-126 */
 #define EQ_ROW_SCALE_MAX 0x7e80u        /* 2^126 */
 /* Bins a lane adds up, an odd number: then lanes are in different banks. */
@@ -32,7 +32,7 @@ struct eq_row_point {
 /*
  * Memory that a warp shares. Bin 0 is of magnitudes below the base, bin 1 + i of
  * pattern base + i. First each has what is in it, then count and sum have what is
- * in it and all above. (The bits below a pattern are summed up in `sum` first.)
+ * in it and all above.
  */
 struct eq_row_shared {
 	int64_t sum[32 * EQ_ROW_RUN];
@@ -54,8 +54,7 @@ struct eq_row {
 	float absmax;
 	uint32_t top, base, end;        /* end: index behind that of top */
 	uint32_t outliers;
-	unsigned n_best;
-	struct eq_row_best best[EQ_ROW_FINALISTS];
+	struct eq_row_best best;        /* bits 0: all units zero */
 };
 
 /* ---- statistics ------------------------------------------------------------------- */
@@ -79,43 +78,25 @@ EQ_DEV double eq_row_power(int e)
 	return d;
 }
 
-EQ_DEV void eq_row_count(const struct eq_row *c, const int dtype)
+EQ_DEV void eq_row_count(const struct eq_row *c)
 {
 	EQ_EACH_LANE {
-		for (uint32_t i = lane; i <= c->end; i += 32) {
+		for (uint32_t i = lane; i <= c->end; i += 32)
 			c->m->count[i] = 0;
-			c->m->sum[i] = 0;
-		}
 	}
 	EQ_WARP_SYNC();
 	EQ_EACH_LANE {
 		for (uint64_t i = lane; i < c->k; i += 32) {
-			uint32_t u = eq_float_bits(eq_unit_at(c->w, i, dtype)) & 0x7fffffff;
-			uint32_t p = u >> 16, bin = p < c->base ? 0 : p - c->base + 1;
+			uint32_t p = eq_unit_bits(c->w, i, EQ_BF16) & 0x7fff;
 
-			EQ_COUNT(&c->m->count[bin]);
-			if (dtype != EQ_BF16)
-				EQ_ADD64(&c->m->sum[bin], u & 0xffff);
+			EQ_COUNT(&c->m->count[p < c->base ? 0 : p - c->base + 1]);
 		}
 	}
 	EQ_WARP_SYNC();
 }
 
-/* What bin i adds to S; its sum is of the bits below the pattern. */
-EQ_DEV int64_t eq_row_bin(const struct eq_row *c, uint32_t i, const int dtype)
-{
-	uint32_t p = c->base + i - 1;
-	int64_t value = eq_row_fixed(p, c->base), space;
-
-	value *= c->m->count[i];
-	if (dtype == EQ_BF16)
-		return value;
-	space = eq_row_fixed(p | 1, c->base) - eq_row_fixed(p & ~1u, c->base);
-	return value + ((int64_t)((uint64_t)c->m->sum[i] >> 12) * space >> 4);
-}
-
 /* From what is in the bins to what is in them and above: each lane has a run. */
-EQ_DEV void eq_row_tails(const struct eq_row *c, const int dtype)
+EQ_DEV void eq_row_tails(const struct eq_row *c)
 {
 	uint32_t run = (c->end + 32) / 32 | 1;
 	EQ_PER_LANE(int64_t, sum);
@@ -127,7 +108,7 @@ EQ_DEV void eq_row_tails(const struct eq_row *c, const int dtype)
 
 		i = i < c->end + 1 ? i : c->end + 1;
 		while (i > first && i-- > 1) {
-			s += eq_row_bin(c, i, dtype);
+			s += eq_row_fixed(c->base + i - 1, c->base) * c->m->count[i];
 			n += c->m->count[i];
 			c->m->sum[i] = s;
 			c->m->count[i] = (uint32_t)n;
@@ -150,14 +131,14 @@ EQ_DEV void eq_row_tails(const struct eq_row *c, const int dtype)
 
 /* False if all units are zero. */
 EQ_DEV bool eq_row_begin(struct eq_row *c, const struct eq_gpu_rows *r, uint64_t row,
-			 const int dtype, const bool fp8)
+			 const bool fp8)
 {
 	uint32_t octave;
 
 	c->f = r->format;
 	c->nu = r->nu;
 	c->k = r->k;
-	c->w = eq_row_of(r, row, dtype);
+	c->w = eq_row_of(r, row, EQ_BF16);
 	c->total = r->sum[row];
 	c->absmax = eq_float_of(r->top[row]);
 	c->top = r->top[row] >> 16;
@@ -166,35 +147,29 @@ EQ_DEV bool eq_row_begin(struct eq_row *c, const struct eq_gpu_rows *r, uint64_t
 	c->end = c->top + 1 - c->base;
 	c->unit = eq_row_power((int)(c->base ? c->base / EQ_ROW_OCTAVE : 1) - 134);
 	c->outliers = fp8 ? 0 : (uint32_t)(c->k >> 10);
-	c->n_best = dtype == EQ_BF16 ? 1 : EQ_ROW_FINALISTS;
-	EQ_UNROLL
-	for (unsigned i = 0; i < EQ_ROW_FINALISTS; i++) {
-		c->best[i].cost = 0;
-		c->best[i].bits = 0;
-	}
+	c->best.cost = 0;
+	c->best.bits = 0;
 	return c->top != 0;
 }
 
 /* ---- the cost of a scale ---------------------------------------------------------- */
 
 /* The bin of the first pattern that is not below b. */
-EQ_DEV uint32_t eq_row_index(const struct eq_row *c, float b, bool below, const bool exact)
+EQ_DEV uint32_t eq_row_index(const struct eq_row *c, float b, bool below)
 {
-	uint32_t u = eq_float_bits(b), p = (u + (exact ? 0xffff : 0x8000)) >> 16;
+	uint32_t u = eq_float_bits(b), p = (u + 0xffff) >> 16;
 
-	if (exact)
-		p += (u & 0xffff) == 0 && below;
+	p += (u & 0xffff) == 0 && below;
 	return (p <= c->top ? p : c->top + 1) - c->base + 1;
 }
 
 /* Of units at or above the lower end of level j. A unit right on it is below when
  * its product with inv is, or is the tie and the level above is odd. */
-EQ_DEV uint32_t eq_row_edge(const struct eq_row *c, uint32_t j, float scale, float inv,
-			    const bool exact)
+EQ_DEV uint32_t eq_row_edge(const struct eq_row *c, uint32_t j, float scale, float inv)
 {
 	float m = c->f->mid[j], b = m * scale, t = b * inv;
 
-	return eq_row_index(c, b, t < m || (t == m && (j & 1)), exact);
+	return eq_row_index(c, b, t < m || (t == m && (j & 1)));
 }
 
 EQ_DEV int64_t eq_row_sum_from(const struct eq_row *c, uint32_t bin)
@@ -209,7 +184,7 @@ EQ_DEV uint32_t eq_row_count_from(const struct eq_row *c, uint32_t bin)
 
 /* False if the scale is too small for the format, as all smaller ones are. */
 EQ_DEV bool eq_row_evaluate(const struct eq_row *c, uint32_t bits, struct eq_row_point *p,
-			    const bool exact, const bool fp8)
+			    const bool fp8)
 {
 	float scale = eq_float_of(bits << 16), inv = 1.0f / scale;
 	uint32_t levels = eq_level_of(c->absmax * inv, fp8), last, bin;
@@ -232,7 +207,7 @@ EQ_DEV bool eq_row_evaluate(const struct eq_row *c, uint32_t bits, struct eq_row
 		return false;
 	if (beyond) {
 		levels = c->f->top;
-		bin = eq_row_edge(c, levels + 1, scale, inv, exact);
+		bin = eq_row_edge(c, levels + 1, scale, inv);
 		n_cut = eq_row_count_from(c, bin);
 		s_cut = eq_row_sum_from(c, bin);
 		if (n_cut > (int64_t)c->outliers)
@@ -245,8 +220,8 @@ EQ_DEV bool eq_row_evaluate(const struct eq_row *c, uint32_t bits, struct eq_row
 		int64_t a = 0, b = 0, d = 0, e = 0;
 
 		for (uint32_t l = lane ? lane : 32; l <= last; l += 32) {
-			uint32_t edge = eq_row_edge(c, l, scale, inv, exact);
-			uint32_t centre = eq_row_index(c, c->f->value[l] * scale, false, exact);
+			uint32_t edge = eq_row_edge(c, l, scale, inv);
+			uint32_t centre = eq_row_index(c, c->f->value[l] * scale, false);
 			int64_t n_edge = eq_row_count_from(c, edge);
 			int64_t n_centre = eq_row_count_from(c, centre);
 
@@ -273,35 +248,18 @@ EQ_DEV bool eq_row_evaluate(const struct eq_row *c, uint32_t bits, struct eq_row
 
 /* ---- the search ------------------------------------------------------------------- */
 
-/* Enter a scale in the list of the best; among equals the greater is better. */
+/* Among equals the greater scale is better. */
 EQ_DEV void eq_row_keep(struct eq_row *c, const struct eq_row_point *p)
 {
-	struct eq_row_best x, y;
+	double cost = p->dist + p->rate;
 
-	x.cost = p->dist + p->rate;
-	x.bits = p->bits;
-	if (x.cost >= 0)
-		return;
-	EQ_UNROLL
-	for (unsigned i = 0; i < EQ_ROW_FINALISTS; i++) {
-		if (i >= c->n_best || x.bits == c->best[i].bits)
-			return;
-		if (x.cost < c->best[i].cost ||
-		    (x.cost == c->best[i].cost && x.bits > c->best[i].bits)) {
-			y = c->best[i];
-			c->best[i] = x;
-			x = y;
-		}
+	if (cost < c->best.cost || (cost == c->best.cost && cost < 0 && p->bits > c->best.bits)) {
+		c->best.cost = cost;
+		c->best.bits = p->bits;
 	}
 }
 
-/* Cost of the last of the list, which others must not exceed. */
-EQ_DEV double eq_row_bar(const struct eq_row *c)
-{
-	return c->n_best == 1 ? c->best[0].cost : c->best[EQ_ROW_FINALISTS - 1].cost;
-}
-
-/* May the scales between be good enough for the list? */
+/* May one of the scales between be the best? */
 EQ_DEV bool eq_row_worth(const struct eq_row *c, const struct eq_row_point *hi,
 			 const struct eq_row_point *lo)
 {
@@ -309,7 +267,7 @@ EQ_DEV bool eq_row_worth(const struct eq_row *c, const struct eq_row_point *hi,
 	double dip = ((double)hi->scale - (double)lo->scale) * (lo->crossed - hi->crossed) / 2;
 
 	dip += ((double)lo->outliers - (double)hi->outliers) * (double)hi->scale / 2;
-	return least - dip + hi->rate - c->total * 0x1p-40 <= eq_row_bar(c);
+	return least - dip + hi->rate - c->total * 0x1p-40 <= c->best.cost;
 }
 
 /* Least bfloat16 scale with which all units are certainly zero, in the range. */
@@ -336,7 +294,7 @@ EQ_DEV void eq_row_put(struct eq_row_point *to, const struct eq_row_point *p)
 
 /* Evaluate in coarse steps downwards; returns the number of points, and which one
  * costs the least. */
-EQ_DEV unsigned eq_row_coarse(struct eq_row *c, unsigned *best, const bool exact, const bool fp8)
+EQ_DEV unsigned eq_row_coarse(struct eq_row *c, unsigned *best, const bool fp8)
 {
 	uint32_t bits = eq_row_greatest(c), step = EQ_ROW_COARSE;
 	struct eq_row_point p, q;
@@ -344,14 +302,14 @@ EQ_DEV unsigned eq_row_coarse(struct eq_row *c, unsigned *best, const bool exact
 	unsigned n = 1;
 
 	*best = 0;
-	if (!eq_row_evaluate(c, bits, &p, exact, fp8))
+	if (!eq_row_evaluate(c, bits, &p, fp8))
 		return 0;
 	eq_row_keep(c, &p);
 	eq_row_put(&c->m->point[0], &p);
 	least = p.dist + p.rate;
-	while (step && n < EQ_ROW_POINTS && p.rate - c->total <= eq_row_bar(c)) {
+	while (step && n < EQ_ROW_POINTS && p.rate - c->total <= c->best.cost) {
 		if (bits < EQ_ROW_SCALE_MIN + step ||
-		    !eq_row_evaluate(c, bits - step, &q, exact, fp8)) {
+		    !eq_row_evaluate(c, bits - step, &q, fp8)) {
 			step /= 2;
 			continue;
 		}
@@ -368,7 +326,7 @@ EQ_DEV unsigned eq_row_coarse(struct eq_row *c, unsigned *best, const bool exact
 }
 
 /* Halve what is worth it of the interval between points i and i + 1. */
-EQ_DEV void eq_row_refine(struct eq_row *c, unsigned i, const bool exact, const bool fp8)
+EQ_DEV void eq_row_refine(struct eq_row *c, unsigned i, const bool fp8)
 {
 	struct eq_row_point hi = c->m->point[i], lo = c->m->point[i + 1], mid;
 	unsigned depth = 0;
@@ -377,7 +335,7 @@ EQ_DEV void eq_row_refine(struct eq_row *c, unsigned i, const bool exact, const 
 		uint32_t width = hi.bits - lo.bits;
 
 		if (width >= 2 && eq_row_worth(c, &hi, &lo)) {
-			eq_row_evaluate(c, lo.bits + width / 2, &mid, exact, fp8);
+			eq_row_evaluate(c, lo.bits + width / 2, &mid, fp8);
 			eq_row_keep(c, &mid);
 			if (width >= 4) {
 				eq_row_put(&c->m->stack[depth++], &lo);
@@ -392,71 +350,26 @@ EQ_DEV void eq_row_refine(struct eq_row *c, unsigned i, const bool exact, const 
 	}
 }
 
-/* The best of the list by what the units themselves say: float16, float32. */
-EQ_DEV uint32_t eq_row_measure(const struct eq_row *c, const int dtype, const bool fp8)
-{
-	struct eq_row_best least = { 0, 0 };
-	EQ_PER_LANE(double, dist);
-	EQ_PER_LANE(double, rate);
-
-	EQ_UNROLL
-	for (unsigned f = 0; f < EQ_ROW_FINALISTS; f++) {
-		float scale = eq_float_of(c->best[f].bits << 16), inv = 1.0f / scale;
-		double cost;
-
-		if (!c->best[f].bits)
-			break;
-		EQ_EACH_LANE {
-			double d = 0, r = 0;
-
-			for (uint64_t i = lane; lane < 16 && i < c->k; i += 16) {
-				uint32_t u = eq_float_bits(eq_unit_at(c->w, i, dtype)) & 0x7fffffff;
-				bool beyond;
-				uint32_t q = eq_level_cap(eq_float_of(u), inv, fp8, &beyond);
-				float v = eq_level_value(q, fp8);
-				double e = 0;
-
-				r += (double)v;
-				if (!beyond)
-					e = (double)eq_float_of(u) - (double)v * (double)scale;
-				d += e < 0 ? -e : e;
-			}
-			EQ_AT(dist) = d;
-			EQ_AT(rate) = r;
-		}
-		EQ_HALF_SUM(dist);
-		EQ_HALF_SUM(rate);
-		cost = EQ_FROM(dist, 0) - c->total +
-		       c->nu / (double)c->f->unit * EQ_FROM(rate, 0);
-		if (cost < least.cost) {
-			least.cost = cost;
-			least.bits = c->best[f].bits;
-		}
-	}
-	return least.bits;
-}
-
 /* The scale of one row. */
 EQ_DEV void eq_warp_search(const struct eq_gpu_rows *r, uint64_t row, struct eq_row_shared *m,
-			   const int dtype, const bool fp8)
+			   const bool fp8)
 {
-	const bool exact = dtype == EQ_BF16;
 	uint32_t bits = 0;
 	unsigned n, b;
 	struct eq_row c;
 
 	c.m = m;
-	if (eq_row_begin(&c, r, row, dtype, fp8)) {
-		eq_row_count(&c, dtype);
-		eq_row_tails(&c, dtype);
-		n = eq_row_coarse(&c, &b, exact, fp8);
+	if (eq_row_begin(&c, r, row, fp8)) {
+		eq_row_count(&c);
+		eq_row_tails(&c);
+		n = eq_row_coarse(&c, &b, fp8);
 		for (unsigned d = 0; n && (d < b || b + d + 1 < n); d++) {
 			if (d < b)
-				eq_row_refine(&c, b - 1 - d, exact, fp8);
+				eq_row_refine(&c, b - 1 - d, fp8);
 			if (b + d + 1 < n)
-				eq_row_refine(&c, b + d, exact, fp8);
+				eq_row_refine(&c, b + d, fp8);
 		}
-		bits = exact ? c.best[0].bits : eq_row_measure(&c, dtype, fp8);
+		bits = c.best.bits;
 	}
 	EQ_EACH_LANE
 		if (lane == 0)

@@ -2,8 +2,8 @@
 /*
  * From a chunk to encode to what warps do, and back: each part of a chunk is one
  * task. A warp codes it into working memory, which settles its kind and length;
- * then the parts are put where they belong in the chunk. Heads, scales and
- * outliers are the host's to add. Plain C, shared with the emulation in tests/.
+ * then the parts of a batch are put one behind the other, for one copy to the host,
+ * which makes chunks of them: with heads, scales and outliers. Plain C, shared with the emulation in tests/.
  */
 #ifndef EQ_GPU_ENC_TASK_H
 #define EQ_GPU_ENC_TASK_H
@@ -20,6 +20,7 @@ struct eq_gpu_enc_done {
 	uint8_t zero[2];
 	uint32_t n_words, n_escapes;
 	uint32_t n_bytes;
+	uint32_t at;            /* in what the batch has made */
 };
 
 /* Pointers are addresses on the device. */
@@ -27,16 +28,14 @@ struct eq_gpu_enc_task {
 	const unsigned char *units;     /* of the chunk, 256-byte aligned */
 	const struct eq_encode_table *table, *spare;    /* NULL: none */
 	unsigned char *work;    /* for RANS and PAIR: states, words, escapes */
-	unsigned char *out;     /* of the chunk, 16-byte aligned */
-	struct eq_gpu_enc_done *done;   /* of this part, those before it in front */
+	unsigned char *made;    /* by the batch, 16-byte aligned */
+	struct eq_gpu_enc_done *done;
 	uint32_t n_units;
-	uint32_t lead;          /* bytes before part 0 of these, a multiple of 16 */
 	uint8_t rotate, plane;
-	uint8_t index;          /* which of the chunk's tasks this is */
 	uint8_t kind, arg;      /* what it tries */
 	uint8_t spare_arg;
 	uint8_t log2_unit;
-	uint8_t zero;
+	uint8_t zero[6];
 };
 
 EQ_BOTH uint32_t eq_enc_round(uint32_t n, uint32_t to)
@@ -63,12 +62,10 @@ EQ_BOTH uint32_t eq_enc_work(uint32_t n, bool pair)
 			    (pair ? 4 * eq_enc_escapes_max(n) : 0), 256);
 }
 
-/* Where a task's part begins in its chunk. */
-EQ_BOTH uint32_t eq_enc_offset(const struct eq_gpu_enc_done *done, unsigned index, uint32_t lead)
+/* Bytes that a batch has made: its first part is the last one. */
+EQ_BOTH uint32_t eq_enc_made(const struct eq_gpu_enc_done *done)
 {
-	for (unsigned i = 1; i <= index; i++)
-		lead += eq_enc_round(done[-(int)i].n_bytes, EQ_PART_ALIGN);
-	return lead;
+	return done->at + eq_enc_round(done->n_bytes, EQ_PART_ALIGN);
 }
 
 /* ---- on the host ----------------------------------------------------------- */
@@ -90,18 +87,10 @@ static inline unsigned eq_enc_parts(const struct eq_encode_plan *plan)
 	return plan->codec == EQ_CODEC_QUANT ? 3 : plan->unit;
 }
 
-/* Bytes before the parts that the device makes. */
-static inline uint32_t eq_enc_lead(const struct eq_encode_job *job)
-{
-	return eq_enc_parts(job->plan) * (uint32_t)sizeof(struct eq_disk_part) +
-	       eq_enc_round((uint32_t)job->scale_bytes, EQ_PART_ALIGN);
-}
-
 /* Room for what the device makes of a chunk. */
 static inline size_t eq_enc_bound(const struct eq_encode_job *job)
 {
-	return eq_enc_lead(job) +
-	       (size_t)eq_enc_tasks(job->plan) * eq_enc_round(job->n_units, EQ_PART_ALIGN);
+	return (size_t)eq_enc_tasks(job->plan) * eq_enc_round(job->n_units, EQ_PART_ALIGN);
 }
 
 static inline bool eq_enc_coded(uint8_t kind)
@@ -126,10 +115,9 @@ static inline void eq_enc_task(const struct eq_encode_job *job, unsigned i,
 {
 	memset(out, 0, sizeof(*out));
 	out->n_units = job->n_units;
-	out->lead = eq_enc_lead(job);
 	out->rotate = job->plan->codec == EQ_CODEC_PLANES &&
 		      job->plan->transform == EQ_TRANSFORM_ROTATED;
-	out->plane = out->index = (uint8_t)i;
+	out->plane = (uint8_t)i;
 	out->kind = job->part[i].kind;
 	out->arg = job->part[i].arg;
 	out->spare_arg = job->part[i].spare;
@@ -157,26 +145,24 @@ static inline size_t eq_enc_append(uint8_t *out, size_t at, const void *p, size_
 	return end;
 }
 
-/* The chunk, from what the device made of it (`made`, beginning with the lead, which
- * it left alone) and of its parts. */
+/* The chunk, from what became of its parts, and what the batch made. */
 static inline void eq_enc_finish(struct eq_encode_job *job, const struct eq_gpu_enc_done *done,
 				 const uint8_t *made)
 {
 	unsigned n = eq_enc_tasks(job->plan), i;
 	bool quant = job->plan->codec == EQ_CODEC_QUANT;
-	uint32_t lead = eq_enc_lead(job);
-	size_t end = eq_enc_offset(done + n, n, lead);
+	size_t end = eq_enc_parts(job->plan) * sizeof(struct eq_disk_part);
 	uint8_t *head = job->out;
 
-	memcpy(job->out + lead, made + lead, end - lead);
 	if (quant) {
 		head = eq_enc_head(head, EQ_PART_RAW, 0, 0, 0);
-		eq_enc_append(job->out, 3 * sizeof(struct eq_disk_part), job->scales,
-			      job->scale_bytes);
+		end = eq_enc_append(job->out, end, job->scales, job->scale_bytes);
 	}
-	for (i = 0; i < n; i++)
+	for (i = 0; i < n; i++) {
 		head = eq_enc_head(head, done[i].kind, done[i].arg, done[i].n_words,
 				   done[i].n_escapes);
+		end = eq_enc_append(job->out, end, made + done[i].at, done[i].n_bytes);
+	}
 	if (quant) {
 		eq_enc_head(head, job->n_outliers ? EQ_PART_OUTLIERS : EQ_PART_EMPTY, 0, 0,
 			    (uint32_t)job->n_outliers);

@@ -329,6 +329,7 @@ EQ_DEV void eq_enc_settle(const struct eq_enc *s, const struct eq_gpu_enc_task *
 	uint32_t size = (128 + 2 * words + 3) / 4 * 4 + 4 * (coded ? s->n_escapes : 0);
 
 	d->zero[0] = d->zero[1] = 0;
+	d->at = 0;
 	d->n_words = d->n_escapes = 0;
 	d->arg = 0;
 	if (coded && pair && s->n_escapes &&
@@ -467,12 +468,35 @@ EQ_DEV uint32_t eq_enc_word(const struct eq_gpu_enc_task *t, const struct eq_gpu
 	return ((const uint32_t *)(const void *)(t->work + 128 + 2 * (size_t)symbols))[i];
 }
 
+/* Where the parts of a batch go: the last one first. By one warp. */
+EQ_DEV void eq_warp_offsets(struct eq_gpu_enc_done *done, uint32_t n)
+{
+	int64_t end = 0;
+
+	for (uint32_t i = eq_enc_round(n, 32); i; i -= 32) {
+		EQ_PER_LANE(int64_t, size);
+		EQ_PER_LANE(int64_t, above);
+
+		EQ_EACH_LANE {
+			uint32_t k = i - 32 + lane;
+
+			EQ_AT(size) = k < n ? eq_enc_round(done[k].n_bytes, EQ_PART_ALIGN) : 0;
+			EQ_AT(above) = EQ_AT(size);
+		}
+		EQ_SUM_ABOVE(above);
+		EQ_EACH_LANE
+			if (i - 32 + lane < n)
+				done[i - 32 + lane].at = (uint32_t)(end + EQ_AT(above));
+		end += EQ_WARP_SUM64(size);
+	}
+}
+
 /* Put the part in its place: 16 bytes a lane at a time, of every n_warps-th 512. */
 EQ_DEV void eq_warp_place(const struct eq_gpu_enc_task *t, const unsigned unit, uint32_t warp,
 			  uint32_t n_warps)
 {
 	const struct eq_gpu_enc_done d = *t->done;
-	unsigned char *out = t->out + eq_enc_offset(t->done, t->index, t->lead);
+	unsigned char *out = t->made + d.at;
 	uint32_t cells = (d.n_bytes + 15) / 16;
 
 	for (uint32_t c = warp * 32; c < cells; c += n_warps * 32) {

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Encoding chunks. As decode() in gpu_module.cu: a call is cut into batches, each
- * of which takes a slot, and those of all calls run beside each other. The parts
- * of a chunk are written straight to pinned memory of the host, since only the
- * device knows how long they are.
+ * of which takes a slot, and those of all calls run beside each other. Only the
+ * device knows how long parts are, so a batch is waited for twice: when that is
+ * known, and when as many bytes have been copied.
  */
 #include <cerrno>
 #include <cstdlib>
@@ -18,8 +18,8 @@
 #define SLOT_UNITS ((size_t)8 << 20)
 #define SLOT_WORK ((size_t)12 << 20)
 #define SLOT_MADE ((size_t)9 << 20)
-#define SLOTS_MAX 12u
-#define IN_FLIGHT 3u                    /* slots of one call */
+#define SLOTS_MAX 24u
+#define IN_FLIGHT 4u                    /* slots of one call */
 #define SLOTS_SHARE 4                   /* of the memory limit: one part in so many */
 
 /* What goes in: once in pinned memory, once on the device. */
@@ -36,13 +36,12 @@ struct enc_slot {
 	struct enc_in *in, *dev_in;
 	unsigned char *dev_work;
 	struct eq_gpu_enc_done *done, *dev_done;
-	unsigned char *made;            /* pinned; the device writes to it */
+	unsigned char *made, *dev_made;
 	/* The batch. */
 	struct eq_encode_job *jobs;
 	unsigned n_jobs, n_tasks, n_tables;
-	size_t units, work, made_len;
-	unsigned first[SLOT_JOBS];      /* task of a job, and where its chunk is made */
-	size_t made_at[SLOT_JOBS];
+	size_t units, work, bound;
+	unsigned first[SLOT_JOBS];      /* task of a job */
 	/* Tables that are there, of which plans. */
 	const struct eq_encode_plan *plan[SLOT_TABLES];
 	uint8_t arg[SLOT_TABLES];
@@ -63,6 +62,7 @@ static void slot_free(struct enc_slot *s)
 {
 	if (!s)
 		return;
+	cudaFree(s->dev_made);
 	cudaFree(s->dev_done);
 	cudaFree(s->dev_work);
 	cudaFree(s->dev_in);
@@ -80,12 +80,16 @@ static cudaError_t slot_create(struct enc_slot **out)
 {
 	const size_t done = SLOT_TASKS * sizeof(struct eq_gpu_enc_done);
 	struct enc_slot *s = (struct enc_slot *)calloc(1, sizeof(*s));
+	int least, greatest;
 	cudaError_t rc;
 
 	*out = NULL;
 	if (!s)
 		return cudaErrorMemoryAllocation;
-	rc = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+	/* Few warps that run for long: before the many of a search. */
+	rc = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+	if (!rc)
+		rc = cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking, greatest);
 	if (!rc) /* sleeping, not spinning: the CPU has other work */
 		rc = cudaEventCreateWithFlags(&s->ready, cudaEventBlockingSync |
 							 cudaEventDisableTiming);
@@ -101,6 +105,8 @@ static cudaError_t slot_create(struct enc_slot **out)
 		rc = cudaMalloc((void **)&s->dev_work, SLOT_WORK);
 	if (!rc)
 		rc = cudaMalloc((void **)&s->dev_done, done);
+	if (!rc)
+		rc = cudaMalloc((void **)&s->dev_made, SLOT_MADE);
 	if (rc)
 		slot_free(s);
 	else
@@ -176,7 +182,7 @@ static bool batch_fits(const struct enc_slot *s, const struct eq_encode_job *job
 	return s->n_jobs < SLOT_JOBS && s->n_tasks + eq_enc_tasks(job->plan) <= SLOT_TASKS &&
 	       s->n_tables + 2 * eq_enc_tasks(job->plan) <= SLOT_TABLES &&
 	       s->units + units <= SLOT_UNITS && s->work + eq_enc_work_all(job) <= SLOT_WORK &&
-	       s->made_len + eq_enc_bound(job) <= SLOT_MADE;
+	       s->bound + eq_enc_bound(job) <= SLOT_MADE;
 }
 
 static bool is_pinned(const void *p)
@@ -190,16 +196,32 @@ static bool is_pinned(const void *p)
 	return a.type == cudaMemoryTypeHost;
 }
 
-/* Have a job's units brought in: at once from pinned memory, else with the batch. */
-static cudaError_t batch_units(struct enc_slot *s, const struct eq_encode_job *job, bool pinned)
+/* Bring the units of all jobs in: neighbours in pinned memory at once. */
+static cudaError_t batch_units(struct enc_slot *s)
 {
-	size_t len = (size_t)job->n_units * job->plan->unit;
+	bool pinned = is_pinned(s->jobs[0].units);
+	cudaError_t rc = cudaSuccess;
+	size_t at = 0, run, len;
 
-	if (pinned)
-		return cudaMemcpyAsync(s->dev_in->units + s->units, job->units, len,
-				       cudaMemcpyHostToDevice, s->stream);
-	memcpy(s->in->units + s->units, job->units, len);
-	return cudaSuccess;
+	for (unsigned i = 0, k; i < s->n_jobs && !rc; i = k, at = align_to(at + run, 256)) {
+		const unsigned char *p = (const unsigned char *)s->jobs[i].units;
+
+		for (k = i, run = 0; k < s->n_jobs; k++) {
+			len = (size_t)s->jobs[k].n_units * s->jobs[k].plan->unit;
+			if (k > i && (!pinned || run % 256 || s->jobs[k].units != p + run))
+				break;
+			run += len;
+		}
+		if (pinned)
+			rc = cudaMemcpyAsync(s->dev_in->units + at, p, run, cudaMemcpyHostToDevice,
+					     s->stream);
+		else
+			memcpy(s->in->units + at, p, run);
+	}
+	if (!pinned)
+		rc = cudaMemcpyAsync(s->dev_in->units, s->in->units, s->units,
+				     cudaMemcpyHostToDevice, s->stream);
+	return rc;
 }
 
 static void batch_tasks(struct enc_slot *s, const struct eq_encode_job *job,
@@ -211,7 +233,7 @@ static void batch_tasks(struct enc_slot *s, const struct eq_encode_job *job,
 
 		eq_enc_task(job, i, t);
 		t->units = units;
-		t->out = s->made + s->made_len;
+		t->made = s->dev_made;
 		t->done = s->dev_done + s->n_tasks++;
 		if (!eq_enc_coded(p->kind))
 			continue;
@@ -227,31 +249,22 @@ static void batch_tasks(struct enc_slot *s, const struct eq_encode_job *job,
 static cudaError_t batch_stage(struct enc_slot *s, struct eq_encode_job *jobs, size_t n,
 			       const unsigned char *symbols)
 {
-	bool pinned = !symbols && n && is_pinned(jobs[0].units);
-	cudaError_t rc = cudaSuccess;
-
 	s->jobs = jobs;
 	s->n_jobs = s->n_tasks = s->n_tables = 0;
-	s->units = s->work = s->made_len = 0;
-	while (s->n_jobs < n && batch_fits(s, &jobs[s->n_jobs], !symbols) && !rc) {
+	s->units = s->work = s->bound = 0;
+	while (s->n_jobs < n && batch_fits(s, &jobs[s->n_jobs], !symbols)) {
 		struct eq_encode_job *j = &jobs[s->n_jobs];
 
-		s->first[s->n_jobs] = s->n_tasks;
-		s->made_at[s->n_jobs++] = s->made_len;
+		s->first[s->n_jobs++] = s->n_tasks;
 		batch_tasks(s, j, symbols ? symbols + j->first_unit : s->dev_in->units + s->units);
-		if (!symbols) {
-			rc = batch_units(s, j, pinned);
+		if (!symbols)
 			s->units = align_to(s->units + (size_t)j->n_units * j->plan->unit, 256);
-		}
-		s->made_len = align_to(s->made_len + eq_enc_bound(j), 256);
+		s->bound += eq_enc_bound(j);
 	}
-	if (!rc && s->units && !pinned)
-		rc = cudaMemcpyAsync(s->dev_in->units, s->in->units, s->units,
-				     cudaMemcpyHostToDevice, s->stream);
-	return rc;
+	return s->n_jobs && !symbols ? batch_units(s) : cudaSuccess;
 }
 
-/* Copies in, kernels, copies out: all queued, nothing waited for. */
+/* All that can be queued before lengths are known; nothing is waited for. */
 static cudaError_t batch_launch(struct enc_slot *s)
 {
 	cudaError_t rc;
@@ -263,7 +276,7 @@ static cudaError_t batch_launch(struct enc_slot *s)
 				     s->n_tables * sizeof(s->in->table[0]),
 				     cudaMemcpyHostToDevice, s->stream);
 	if (!rc)
-		rc = eq_enc_launch(s->dev_in->task, s->n_tasks, s->stream);
+		rc = eq_enc_launch(s->dev_in->task, s->dev_done, s->n_tasks, s->stream);
 	if (!rc)
 		rc = cudaMemcpyAsync(s->done, s->dev_done, s->n_tasks * sizeof(s->done[0]),
 				     cudaMemcpyDeviceToHost, s->stream);
@@ -276,8 +289,15 @@ static cudaError_t batch_finish(struct enc_slot *s)
 {
 	cudaError_t rc = cudaEventSynchronize(s->ready);
 
+	if (!rc)
+		rc = cudaMemcpyAsync(s->made, s->dev_made, eq_enc_made(s->done),
+				     cudaMemcpyDeviceToHost, s->stream);
+	if (!rc)
+		rc = cudaEventRecord(s->ready, s->stream);
+	if (!rc)
+		rc = cudaEventSynchronize(s->ready);
 	for (unsigned i = 0; i < s->n_jobs && !rc; i++)
-		eq_enc_finish(&s->jobs[i], s->done + s->first[i], s->made + s->made_at[i]);
+		eq_enc_finish(&s->jobs[i], s->done + s->first[i], s->made);
 	return rc;
 }
 
@@ -366,7 +386,7 @@ const struct eq_backend_encoder eq_gpu_encoder_ops = { encoder_encode, encoder_q
 
 struct eq_gpu_encoder *eq_gpu_encoder_create(const struct eq_backend *be, uint64_t mem_limit)
 {
-	const uint64_t one = sizeof(struct enc_in) + SLOT_WORK +
+	const uint64_t one = sizeof(struct enc_in) + SLOT_WORK + SLOT_MADE +
 			     SLOT_TASKS * sizeof(struct eq_gpu_enc_done);
 	struct eq_gpu_encoder *e = (struct eq_gpu_encoder *)calloc(1, sizeof(*e));
 	uint64_t slots = mem_limit / SLOTS_SHARE / one;

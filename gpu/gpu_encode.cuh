@@ -15,12 +15,13 @@ struct eq_gpu_encoder;
 
 /* Once for each device. */
 cudaError_t eq_enc_kernels_init(void);
-/* Code n parts, and put them in their places; all pointers are the device's. */
-cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, unsigned n, cudaStream_t stream);
+/* Code n parts, and put them one behind the other; all pointers are the device's. */
+cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, struct eq_gpu_enc_done *done,
+			  unsigned n, cudaStream_t stream);
 /* *r is copied at once. */
 cudaError_t eq_norm_launch(const struct eq_gpu_rows *r, int dtype, cudaStream_t stream);
-cudaError_t eq_search_launch(const struct eq_gpu_rows *r, int dtype, bool fp8,
-			     cudaStream_t stream);
+/* Of bfloat16. */
+cudaError_t eq_search_launch(const struct eq_gpu_rows *r, bool fp8, cudaStream_t stream);
 /* Also counts the symbols, to hist, which is zero. */
 cudaError_t eq_quantise_launch(const struct eq_gpu_rows *r, int dtype, bool fp8, uint32_t *hist,
 			       cudaStream_t stream);

@@ -158,7 +158,6 @@ EQ_DEV void eq_store(unsigned char *p, const uint32_t *w, const unsigned n)
 
 #define EQ_COUNT(p) atomicAdd(p, 1u)
 #define EQ_TAKE(p) atomicAdd(p, 1u)     /* as it was before */
-#define EQ_ADD64(p, v) atomicAdd((unsigned long long *)(p), (unsigned long long)(v))
 #define EQ_HALF_SUM(v) eq_half_sum(&(v))
 #define EQ_HALF_MAX(v) eq_half_max(&(v))
 #define EQ_WARP_SUM64(v) eq_warp_sum64(v)

@@ -125,6 +125,8 @@ static int loaded_encode(void *ctx, struct eq_encode_job *jobs, size_t n)
 	const struct eq_backend *inner;
 	int rc = loaded_inner(ctx, &inner);
 
+	if (!rc && !inner->encoder)
+		rc = -ENOTSUP;
 	return rc ? rc : inner->encoder->encode(inner->ctx, jobs, n);
 }
 
@@ -135,6 +137,8 @@ static int loaded_quantiser(void *ctx, const struct eq_quantiser_tensor *t,
 	int rc = loaded_inner(ctx, &inner);
 
 	*out = NULL;
+	if (!rc && !inner->encoder)
+		rc = -ENOTSUP;
 	return rc ? rc : inner->encoder->quantiser(inner->ctx, t, out);
 }
 
@@ -235,6 +239,20 @@ int eq_gpu_bench(const struct eq_backend *be, struct eq_decode_job *jobs, size_t
 		return -ENOTSUP;
 	rc = device_open(l, &inner, &err);
 	return rc ? rc : l->abi->measure(inner, jobs, n, copies, runs, out);
+}
+
+int eq_gpu_bench_encode(const struct eq_backend *be, struct eq_encode_job *jobs, size_t n,
+			unsigned copies, unsigned runs, struct eq_gpu_measure_encode *out)
+{
+	const struct eq_backend *inner;
+	struct loaded *l = be->ctx;
+	struct eq_error err;
+	int rc;
+
+	if (!eq_gpu_is(be))
+		return -ENOTSUP;
+	rc = device_open(l, &inner, &err);
+	return rc ? rc : l->abi->measure_encode(inner, jobs, n, copies, runs, out);
 }
 
 void eq_gpu_release(const struct eq_backend *be)

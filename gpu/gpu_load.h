@@ -51,5 +51,7 @@ int eq_gpu_loading(const struct eq_backend *be, const struct eq_gpu_load_abi **l
  * -ENOTSUP also when the back end is not a GPU's. */
 int eq_gpu_bench(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
 		 unsigned copies, unsigned runs, struct eq_gpu_measure *out);
+int eq_gpu_bench_encode(const struct eq_backend *be, struct eq_encode_job *jobs, size_t n,
+			unsigned copies, unsigned runs, struct eq_gpu_measure_encode *out);
 
 #endif

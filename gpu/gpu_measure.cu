@@ -1,36 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Decoding with everything in device memory, for benchmarks (gpu_abi.h). */
-#include <algorithm>
 #include <cerrno>
 #include <new>
-#include <vector>
 
+#include "gpu_measure.cuh"
 #include "gpu_module.cuh"
 
 #define TABLES_MAX 256u
 
 namespace {
-
-/* Device memory that goes when it is out of scope. */
-struct device_memory {
-	void *p = nullptr;
-	size_t size = 0;
-
-	~device_memory() { cudaFree(p); }
-
-	cudaError_t get(size_t n)
-	{
-		size = n;
-		return cudaMalloc(&p, n);
-	}
-
-	template <typename T> cudaError_t put(const std::vector<T> &v)
-	{
-		cudaError_t rc = get(v.size() * sizeof(T));
-
-		return rc ? rc : cudaMemcpy(p, v.data(), size, cudaMemcpyHostToDevice);
-	}
-};
 
 struct measure {
 	std::vector<struct eq_gpu_task> tasks;
@@ -126,38 +104,6 @@ cudaError_t decode_all(measure *m)
 			rc = eq_gpu_launch(c, (const struct eq_gpu_task *)m->d_tasks.p,
 					   (const struct eq_gpu_block *)m->d_blocks.p + m->first[c],
 					   m->first[c + 1] - m->first[c], EQ_GPU_WARPS, 0);
-	return rc;
-}
-
-/* Median seconds of what `fn` puts on the default stream. */
-template <typename F> cudaError_t median(unsigned runs, double *out, F fn)
-{
-	std::vector<float> ms;
-	cudaEvent_t begin, end;
-	cudaError_t rc = cudaEventCreate(&begin);
-
-	if (rc)
-		return rc;
-	rc = cudaEventCreate(&end);
-	for (unsigned i = 0; i < runs + 2 && !rc; i++) {
-		float t = 0;
-
-		rc = cudaEventRecord(begin);
-		if (!rc)
-			rc = fn();
-		if (!rc)
-			rc = cudaEventRecord(end);
-		if (!rc)
-			rc = cudaEventSynchronize(end);
-		if (!rc)
-			rc = cudaEventElapsedTime(&t, begin, end);
-		if (i >= 2) /* the first ones warm up */
-			ms.push_back(t);
-	}
-	cudaEventDestroy(begin);
-	cudaEventDestroy(end);
-	std::sort(ms.begin(), ms.end());
-	*out = rc ? 0 : ms[ms.size() / 2] / 1000.0;
 	return rc;
 }
 

@@ -556,7 +556,7 @@ static int gpu_open(const struct eq_gpu_open *o, const struct eq_backend **out,
 static const struct eq_gpu_abi abi = {
 	EQ_GPU_ABI, EQ_BACKEND_ABI,
 	sizeof(struct eq_table), sizeof(struct eq_plan), sizeof(struct eq_decode_job),
-	gpu_open, gpu_close, eq_gpu_measure, &eq_gpu_load,
+	gpu_open, gpu_close, eq_gpu_measure, &eq_gpu_load, eq_gpu_measure_encode,
 };
 
 extern "C" __attribute__((visibility("default"))) const struct eq_gpu_abi *eq_cuda_module(void)

@@ -26,6 +26,10 @@ unsigned eq_gpu_blocks(const struct eq_gpu_task *task, const int *cls, size_t n,
 int eq_gpu_measure(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n,
 		   unsigned copies, unsigned runs, struct eq_gpu_measure *out);
 
+/* gpu_measure_encode.cu, likewise. */
+int eq_gpu_measure_encode(const struct eq_backend *be, struct eq_encode_job *jobs, size_t n,
+			  unsigned copies, unsigned runs, struct eq_gpu_measure_encode *out);
+
 /* gpu_feed.cu: what loading into device memory needs. */
 struct eq_gpu_feeds *eq_gpu_feeds_create(uint64_t mem_limit); /* NULL: no memory */
 void eq_gpu_feeds_free(struct eq_gpu_feeds *feeds); /* or NULL; none may be in use */

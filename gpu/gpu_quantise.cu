@@ -234,7 +234,7 @@ static int q_search(struct eq_quantiser *pub, const struct eq_quant_format *f, d
 	if (!rc)
 		rc = put_format(q, f);
 	if (!rc)
-		rc = eq_search_launch(&q->r, q->t.dtype, is_fp8(f), q->stream);
+		rc = eq_search_launch(&q->r, is_fp8(f), q->stream);
 	if (!rc)
 		rc = copy(q, scale, q->r.scale, q->t.rows * sizeof(scale[0]));
 	return end(q, rc);
@@ -263,7 +263,7 @@ static int q_apply(struct eq_quantiser *pub, const struct eq_quant_format *f,
 		rc = copy(q, counts, q->counts, sizeof(counts));
 	if (!rc)
 		rc = copy(q, out->sums, q->r.sums, rows * sizeof(out->sums[0]));
-	if (!rc)
+	if (!rc && out->recon)
 		rc = copy(q, out->recon, q->r.units, rows * q->t.k * unit_of(q->t.dtype));
 	err = end(q, rc);
 	if (err)

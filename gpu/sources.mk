@@ -12,6 +12,7 @@ EQ_CUDA_FILES = \
 	gpu/gpu_feed.cu \
 	gpu/gpu_kernels.cu \
 	gpu/gpu_measure.cu \
+	gpu/gpu_measure_encode.cu \
 	gpu/gpu_module.cu \
 	gpu/gpu_quantise.cu
 EQ_CUDA_DEPS = \
@@ -23,6 +24,7 @@ EQ_CUDA_DEPS = \
 	gpu/gpu_encode.cuh \
 	gpu/gpu_kernels.cuh \
 	gpu/gpu_lane.cuh \
+	gpu/gpu_measure.cuh \
 	gpu/gpu_module.cuh \
 	gpu/gpu_planes.h \
 	gpu/gpu_quant.h \

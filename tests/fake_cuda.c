@@ -244,6 +244,13 @@ static int fake_measure(const struct eq_backend *be, struct eq_decode_job *jobs,
 	return -ENOTSUP;
 }
 
+static int fake_measure_encode(const struct eq_backend *be, struct eq_encode_job *jobs, size_t n,
+			       unsigned copies, unsigned runs, struct eq_gpu_measure_encode *out)
+{
+	(void)be, (void)jobs, (void)n, (void)copies, (void)runs, (void)out;
+	return -ENOTSUP;
+}
+
 static const struct eq_gpu_load_abi load = {
 	fake_alloc, fake_free, fake_copy, fake_feed_get, fake_feed_put, fake_feed_decode,
 	fake_feed_copy, fake_feed_wait,
@@ -253,6 +260,7 @@ static const struct eq_gpu_abi abi = {
 	.abi = EQ_GPU_ABI, .backend_abi = EQ_BACKEND_ABI, .table_size = sizeof(struct eq_table),
 	.plan_size = sizeof(struct eq_plan), .job_size = sizeof(struct eq_decode_job),
 	.open = fake_open, .close = fake_close, .measure = fake_measure, .load = &load,
+	.measure_encode = fake_measure_encode,
 };
 
 __attribute__((visibility("default"))) const struct eq_gpu_abi *eq_cuda_module(void);

@@ -37,45 +37,72 @@ static inline int emulated_call(struct emulated *x)
 	return x->fail_at && x->calls >= x->fail_at ? -EIO : 0;
 }
 
-/* What the kernels do with one chunk, whose units (or symbols) are copied to memory of
- * their exact size. */
-static inline void emulate_chunk(struct eq_encode_job *job, const unsigned char *units)
+/* A copy of device memory, of exactly the size that kernels may touch. */
+static inline void *exact_copy(const void *from, size_t n)
 {
-	unsigned n = eq_enc_tasks(job->plan), unit = eq_enc_unit(job->plan);
-	unsigned char *made = gpu_memory(eq_enc_bound(job)), *exact;
-	struct eq_gpu_enc_task task[8];
-	struct eq_gpu_enc_done done[8];
-	struct eq_encode_table shared;
+	void *p = malloc(n);
 
-	exact = malloc((size_t)job->n_units * unit);
-	if (!exact)
+	if (!p)
 		abort();
-	memcpy(exact, units, (size_t)job->n_units * unit);
-	memset(done, 0xa5, sizeof(done));
-	for (unsigned i = 0; i < n; i++) {
-		const struct eq_encode_part *p = &job->part[i];
-		struct eq_gpu_enc_task *t = &task[i];
+	memcpy(p, from, n);
+	return p;
+}
 
-		eq_enc_task(job, i, t);
-		t->units = exact;
-		t->out = made;
-		t->done = &done[i];
-		if (!eq_enc_coded(p->kind)) {
-			eq_warp_plain(t, unit);
-			continue;
-		}
-		t->table = &job->plan->table[p->arg];
-		t->spare = p->spare == EQ_NO_TABLE ? NULL : &job->plan->table[p->spare];
-		t->work = must_alloc(eq_enc_work(job->n_units, p->kind == EQ_PART_PAIR));
-		eq_warp_encode(t, &shared, unit, p->kind == EQ_PART_PAIR);
+/* What the kernels do with a part. */
+static inline void emulate_part(struct eq_gpu_enc_task *t, const struct eq_encode_job *job,
+				const struct eq_encode_part *p)
+{
+	struct eq_encode_table shared;
+	unsigned unit = eq_enc_unit(job->plan);
+
+	if (!eq_enc_coded(p->kind)) {
+		eq_warp_plain(t, unit);
+		return;
 	}
-	for (unsigned i = 0; i < n; i++)
-		for (unsigned warp = 3; warp-- > 0;)
-			eq_warp_place(&task[i], unit, warp, 3);
-	eq_enc_finish(job, done, made);
-	for (unsigned i = 0; i < n; i++)
-		free(task[i].work);
-	free(exact);
+	t->table = &job->plan->table[p->arg];
+	t->spare = p->spare == EQ_NO_TABLE ? NULL : &job->plan->table[p->spare];
+	t->work = must_alloc(eq_enc_work(job->n_units, p->kind == EQ_PART_PAIR));
+	eq_warp_encode(t, &shared, unit, p->kind == EQ_PART_PAIR);
+}
+
+/* A batch of jobs, which bring their units, or have symbols. */
+static inline void emulate(struct eq_encode_job *jobs, size_t n, const unsigned char *symbols)
+{
+	struct eq_gpu_enc_task *task = calloc(8 * n, sizeof(*task)), *t = task;
+	struct eq_gpu_enc_done *done = gpu_memory(8 * n * sizeof(*done)), *d = done;
+	size_t bound = 0, i;
+	unsigned char *made;
+
+	for (i = 0; task && i < n; i++) {
+		size_t len = (size_t)jobs[i].n_units * eq_enc_unit(jobs[i].plan);
+		void *units = exact_copy(symbols ? symbols + jobs[i].first_unit : jobs[i].units, len);
+
+		for (unsigned k = 0; k < eq_enc_tasks(jobs[i].plan); k++, t++) {
+			eq_enc_task(&jobs[i], k, t);
+			t->units = units;
+			t->done = d++;
+			emulate_part(t, &jobs[i], &jobs[i].part[k]);
+		}
+		bound += eq_enc_bound(&jobs[i]);
+	}
+	eq_warp_offsets(done, (uint32_t)(d - done));
+	made = gpu_memory(bound);
+	for (i = 0, t = task, d = done; i < n; i++) {
+		const unsigned char *units = t->units;
+		unsigned tasks = eq_enc_tasks(jobs[i].plan);
+
+		for (unsigned k = 0; k < tasks; k++, t++) {
+			t->made = made;
+			for (unsigned warp = 3; warp-- > 0;)
+				eq_warp_place(t, eq_enc_unit(jobs[i].plan), warp, 3);
+			free(t->work);
+		}
+		eq_enc_finish(&jobs[i], d, made);
+		d += tasks;
+		free((void *)(uintptr_t)units);
+	}
+	free(task);
+	free(done);
 	free(made);
 }
 
@@ -84,11 +111,11 @@ static inline int emulated_encode(void *ctx, struct eq_encode_job *jobs, size_t 
 	struct emulated *x = ctx;
 	int rc = emulated_call(x);
 
-	for (size_t i = 0; i < n && !rc; i++) {
-		emulate_chunk(&jobs[i], jobs[i].units);
-		x->n_chunks++;
-	}
-	return rc;
+	if (rc)
+		return rc;
+	emulate(jobs, n, NULL);
+	x->n_chunks += (unsigned)n;
+	return 0;
 }
 
 /* ---- quantising ---------------------------------------------------------------- */
@@ -138,7 +165,7 @@ static inline int emulated_search(struct eq_quantiser *q, const struct eq_quant_
 	e->r.format = f;
 	e->r.nu = nu;
 	for (uint64_t i = 0; i < e->r.rows; i++)
-		eq_warp_search(&e->r, i, m, e->dtype, f->top == 126);
+		eq_warp_search(&e->r, i, m, f->top == 126);
 	memcpy(scale, e->r.scale, e->r.rows * sizeof(*scale));
 	free(m);
 	return emulated_call(e->x);
@@ -176,11 +203,11 @@ static inline int emulated_symbols(struct eq_quantiser *q, struct eq_encode_job 
 	struct emulated_quantiser *e = (void *)q;
 	int rc = emulated_call(e->x);
 
-	for (size_t i = 0; i < n && !rc; i++) {
-		emulate_chunk(&jobs[i], e->r.symbols + jobs[i].first_unit);
-		e->x->n_chunks++;
-	}
-	return rc;
+	if (rc)
+		return rc;
+	emulate(jobs, n, e->r.symbols);
+	e->x->n_chunks += (unsigned)n;
+	return 0;
 }
 
 static inline int emulated_quantiser(void *ctx, const struct eq_quantiser_tensor *t,

@@ -161,7 +161,6 @@ static inline void eq_load(const unsigned char *p, uint32_t *w, unsigned n)
 
 #define EQ_COUNT(p) ((void)++*(p))
 #define EQ_TAKE(p) ((*(p))++)
-#define EQ_ADD64(p, v) ((void)(*(p) += (v)))
 #define EQ_HALF_SUM(v) eq_half_sum(v)
 #define EQ_HALF_MAX(v) eq_half_max(v)
 #define EQ_WARP_SUM64(v) eq_warp_sum64(v)

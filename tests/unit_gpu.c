@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The GPU back end against the CPU's: the same units and verdicts, the same chunks and
- * archives. Exits with 77
- * (skipped) where no GPU can be used, unless EQFS_TEST_REQUIRE names "gpu".
+ * archives. Exits with 77 (skipped) where no GPU can be used, unless EQFS_TEST_REQUIRE
+ * names "gpu". An argument chooses tests by a pattern.
  */
 #include <config.h>
 
@@ -485,7 +485,7 @@ static void test_full_device(void **state)
 	gpu_tensor_free(&t);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_good),
@@ -514,6 +514,8 @@ int main(void)
 	}
 	fprintf(stderr, "%s\n", gpu->name);
 	encoder_under_test = gpu;
+	if (argc > 1)
+		cmocka_set_test_filter(argv[1]);
 	rc = cmocka_run_group_tests(tests, NULL, NULL);
 	eq_gpu_release(gpu);
 	return rc;

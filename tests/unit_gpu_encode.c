@@ -45,7 +45,7 @@ static void compare_quant(const struct gpu_case *g, uint64_t *s, uint32_t n)
 	eq_device_parts(c, 0, job.part);
 	job.plan = &plan;
 	job.out = must_alloc(eq_chunk_bound(c, 3) + sizeof(scales));
-	emulate_chunk(&job, sym);
+	emulate(&job, 1, sym);
 	check_chunk(g->name, &job, want, len);
 	free((void *)(uintptr_t)plan.table);
 	free(job.out);
