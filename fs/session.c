@@ -9,7 +9,6 @@
 #include "config.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <signal.h>
@@ -27,10 +26,9 @@
 #include "ops.h"
 #include "scan.h"
 #include "trim.h"
+#include "tune.h"
 
-#define READ_AHEAD_KB "4096"
 #define MAX_WINDOW ((uint64_t)32 << 20)
-#define MAX_THREADS 32
 #define STOP_SECONDS 10.0       /* for threads to notice that they should end */
 #define HURRY_SECONDS 1.0       /* the same, after a second signal */
 #define NAP_MS 5
@@ -103,29 +101,17 @@ int eq_store_overlap(int store_fd, int mountpoint_fd)
 
 void eq_session_tune(struct eq_fs *fs)
 {
-	char path[64];
-	struct statx sx;
-	int fd;
-	bool done;
+	int rc;
 
 	if (atomic_load_explicit(&fs->tuned, memory_order_relaxed) ||
 	    atomic_exchange(&fs->tuned, true))
 		return;
-	/* Without a request to ourselves: who waits for his own answer cannot be
-	 * killed. */
-	if (statx(AT_FDCWD, fs->m->mountpoint, AT_STATX_DONT_SYNC | AT_NO_AUTOMOUNT, 0, &sx))
-		return;
-	snprintf(path, sizeof(path), "/sys/class/bdi/%u:%u/read_ahead_kb", sx.stx_dev_major,
-		 sx.stx_dev_minor);
-	fd = open(path, O_WRONLY | O_CLOEXEC);
-	done = fd >= 0 && write(fd, READ_AHEAD_KB, sizeof(READ_AHEAD_KB) - 1) > 0;
-	if (fd >= 0)
-		close(fd);
-	if (done)
-		eq_log(&fs->log, EQ_LOG_INFO, "the kernel reads ahead " READ_AHEAD_KB " KiB");
+	rc = eq_tune_read_ahead(fs->m->mountpoint);
+	if (rc)
+		eq_log(&fs->log, EQ_LOG_INFO, "the kernel reads ahead what it likes (%s)",
+		       eq_strerror(rc));
 	else
-		eq_log(&fs->log, EQ_LOG_INFO, "the kernel reads ahead what it likes (%s: %s)", path,
-		       eq_strerror(-errno));
+		eq_log(&fs->log, EQ_LOG_INFO, "the kernel reads ahead " EQ_READ_AHEAD_KB " KiB");
 }
 
 /* ---- threads beside the loop ------------------------------------------------- */
@@ -321,14 +307,12 @@ static int load_unwinder(void)
 
 static int serve(struct session *s)
 {
-	struct fuse_loop_config *config = fuse_loop_cfg_create();
+	struct fuse_loop_config *config = eq_tune_loop();
 	struct sigaction act = { .sa_handler = wake };
 	int rc;
 
 	if (!config)
 		return -ENOMEM;
-	fuse_loop_cfg_set_max_threads(config, MAX_THREADS);
-	fuse_loop_cfg_set_idle_threads(config, MAX_THREADS);
 	sigaction(SIGUSR2, &act, NULL);
 	s->main = pthread_self();
 	rc = load_unwinder();

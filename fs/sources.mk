@@ -40,4 +40,6 @@ EQ_FS_SOURCES = \
 	fs/stats.c \
 	fs/stats.h \
 	fs/trim.c \
-	fs/trim.h
+	fs/trim.h \
+	fs/tune.c \
+	fs/tune.h
