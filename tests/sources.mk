@@ -61,7 +61,10 @@ SCRIPT_TESTS = \
 TEST_FILES = \
 	tests/bench_gpu_mount.py \
 	tests/bench_load.py \
+	tests/bench_fuse.c \
 	tests/bench_mount.py \
+	tests/bench_peers.py \
+	tests/bench_read.py \
 	tests/eqar_ref.py \
 	tests/gen_archives.py \
 	tests/requirements.txt \
