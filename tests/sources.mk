@@ -71,6 +71,7 @@ TEST_FILES = \
 	tests/data \
 	tests/cli_lib.sh \
 	tests/codec_util.h \
+	tests/coded_util.h \
 	tests/kernels_util.h \
 	tests/fault_lib.py \
 	tests/fault_shim.c \
