@@ -4,7 +4,6 @@
 #define EQ_ARCHIVE_PRIV_H
 
 #include <pthread.h>
-#include <stdatomic.h>
 #include <sys/types.h>
 #include <xxhash.h>
 
@@ -15,13 +14,15 @@
 /* Decoded bytes of the extents that stand for prefix and const tensors. */
 #define EQ_SLICE (UINT64_C(1) << 20)
 
+struct eq_held_plan;
+
 struct eq_tensor_priv {
 	const struct eq_disk_tensor *rec;       /* in the index */
 	const uint8_t *params;
 	const struct eq_disk_chunk *chunks;     /* n_chunks; 8-byte aligned */
 	const uint64_t *chunk_off;              /* absolute, n_chunks */
 	enum eq_codec_id codec;
-	_Atomic(struct eq_plan *) plan;         /* built at the first decode */
+	struct eq_held_plan *plan;              /* under the archive's lock; or NULL */
 };
 
 #define EQ_SCRATCH_MAX 16
@@ -43,7 +44,9 @@ struct eq_archive {
 	uint8_t *prefix;
 	char *provenance;
 	char *names;            /* NUL-terminated copies */
-	pthread_mutex_t lock;   /* plans being built, scratch */
+	pthread_mutex_t lock;   /* of plans and scratch */
+	struct eq_held_plan *idle_first, *idle_last;
+	uint64_t plan_bytes;
 	struct eq_scratch scratch[EQ_SCRATCH_MAX];
 	unsigned n_scratch;
 };
@@ -75,9 +78,11 @@ int eq_index_load(struct eq_archive *a, struct eq_error *err);
 void eq_plan_of_record(struct eq_plan *plan, const struct eq_disk_tensor *r,
 		       enum eq_codec_id codec);
 
-/* The plan of tensor i, built once; owned by the archive. */
+/* archive_plan.c: the plan of tensor i, which stays until it is put. Owned by the archive. */
 int eq_archive_plan(struct eq_archive *a, size_t i, const struct eq_plan **out,
 		    struct eq_error *err);
+void eq_archive_plan_put(struct eq_archive *a, size_t i);
+void eq_archive_plans_free(struct eq_archive *a);
 
 /*
  * archive_scan.c: decode the whole file window by window, in order, the next

@@ -69,17 +69,9 @@ int eq_archive_open(int fd, const char *name, struct eq_archive **out, struct eq
 
 void eq_archive_close(struct eq_archive *a)
 {
-	struct eq_plan *plan;
-	size_t i;
-
 	if (!a)
 		return;
-	for (i = 0; a->priv && i < a->info.n_tensors; i++) {
-		plan = atomic_load_explicit(&a->priv[i].plan, memory_order_relaxed);
-		if (plan)
-			eq_plan_fini(plan);
-		free(plan);
-	}
+	eq_archive_plans_free(a);
 	while (a->n_scratch)
 		free(a->scratch[--a->n_scratch].p);
 	if (a->fd >= 0)
@@ -109,49 +101,6 @@ const struct eq_tensor_info *eq_archive_tensors(const struct eq_archive *a)
 const uint8_t *eq_archive_prefix(const struct eq_archive *a)
 {
 	return a->prefix;
-}
-
-/* ---- plans --------------------------------------------------------------------- */
-
-static int plan_build(struct eq_archive *a, size_t i, struct eq_plan **out)
-{
-	const struct eq_tensor_priv *p = &a->priv[i];
-	struct eq_plan *plan = malloc(sizeof(*plan));
-	int rc;
-
-	*out = NULL;
-	if (!plan)
-		return -ENOMEM;
-	eq_plan_of_record(plan, p->rec, p->codec);
-	rc = eq_plan_init(plan, p->params, p->rec->param_len);
-	if (rc)
-		free(plan);
-	else
-		*out = plan;
-	return rc;
-}
-
-int eq_archive_plan(struct eq_archive *a, size_t i, const struct eq_plan **out,
-		    struct eq_error *err)
-{
-	struct eq_tensor_priv *p = &a->priv[i];
-	struct eq_plan *plan = atomic_load_explicit(&p->plan, memory_order_acquire);
-	int rc = 0;
-
-	if (!plan) {
-		pthread_mutex_lock(&a->lock);
-		plan = atomic_load_explicit(&p->plan, memory_order_relaxed);
-		if (!plan) {
-			rc = plan_build(a, i, &plan);
-			atomic_store_explicit(&p->plan, plan, memory_order_release);
-		}
-		pthread_mutex_unlock(&a->lock);
-		if (rc)
-			eq_fail(err, rc, "%s: tensor '%.128s': parameters: %s", a->name,
-				a->tensors[i].name, eq_strerror(rc));
-	}
-	*out = plan;
-	return rc;
 }
 
 /* ---- scratch: buffers for stored bytes, kept between calls ---------------------- */
@@ -340,9 +289,10 @@ size_t eq_archive_fetch(struct eq_archive *a, struct eq_extent_job *jobs, size_t
 	return n_out;
 }
 
-int eq_archive_verdict(const struct eq_archive *a, struct eq_extent_job *j, int status,
+int eq_archive_verdict(struct eq_archive *a, struct eq_extent_job *j, int status,
 		       struct eq_error *err)
 {
+	eq_archive_plan_put(a, (size_t)j->ext.tensor);
 	j->status = status;
 	if (status)
 		chunk_failed(a, j, status,

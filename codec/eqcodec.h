@@ -271,8 +271,10 @@ size_t eq_archive_fetch_room(const struct eq_archive *a, const struct eq_extent 
 size_t eq_archive_fetch(struct eq_archive *a, struct eq_extent_job *jobs, size_t n,
 			uint8_t *buf, struct eq_decode_job *out, uint32_t *which,
 			struct eq_error *err);
-/* Note what a back end said of an extent, with the message if it is no good. */
-int eq_archive_verdict(const struct eq_archive *a, struct eq_extent_job *j, int status,
+/* Note what a back end said of an extent, once, with the message if it is no good. The
+ * job's plan is not to be used any more; that of a job without a verdict is kept until
+ * the archive is closed. */
+int eq_archive_verdict(struct eq_archive *a, struct eq_extent_job *j, int status,
 		       struct eq_error *err);
 
 /*

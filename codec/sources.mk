@@ -12,6 +12,7 @@ EQ_CODEC_SOURCES = \
 	codec/utf8.h \
 	codec/archive_build.c \
 	codec/archive_index.c \
+	codec/archive_plan.c \
 	codec/archive_priv.h \
 	codec/archive_read.c \
 	codec/archive_scan.c \
