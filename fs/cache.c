@@ -292,7 +292,7 @@ int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t le
 		skip = (size_t)(off - ext.begin);
 		p->len = ext.len - skip < len ? (size_t)(ext.len - skip) : len;
 		if (ext.tensor < 0) {
-			p->data = eq_archive_prefix(arc->archive) + skip;
+			p->data = eq_archive_prefix(arc->archive) + off; /* in slices, but one */
 		} else {
 			e = find(c, arc->id, ext.begin);
 			if (e) {
