@@ -8,11 +8,13 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <math.h>
-#include <pthread.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/sysmacros.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -21,7 +23,7 @@
 #define PREFIX "eqfs_"
 #define MAX_TEXT ((size_t)1 << 20)
 #define MAX_INTERVAL 3600.0
-#define ANSWER_SECONDS 3        /* until a mount is taken to hang */
+#define ANSWER_MS 3000          /* until a mount is taken to hang */
 
 static const char help[] =
 "Usage: eqar status [OPTION]... [MOUNT]...\n"
@@ -55,89 +57,84 @@ struct mount {
 
 /* ---- reading ----------------------------------------------------------------- */
 
-/* What .eqfs/stats says, malloc'ed; NULL and errno. */
-static char *read_stats(const char *point)
+/* Copy what .eqfs/stats says, or an errno and nothing else. */
+static void copy_stats(const char *point, int out)
 {
-	char *path, *text = NULL, *p;
-	size_t len = 0, room = 16384;
+	char *path, buf[4096];
 	ssize_t n = -1;
-	int fd, saved;
+	int fd = -1, error;
 
-	if (asprintf(&path, "%s/" STATS, point) < 0)
-		return NULL;
-	fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
-	free(path);
-	while (fd >= 0) {
-		p = realloc(text, room);
-		if (!p)
+	if (asprintf(&path, "%s/" STATS, point) >= 0)
+		fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOFOLLOW);
+	while (fd >= 0 && (n = read(fd, buf, sizeof(buf))) > 0)
+		if (write(out, buf, (size_t)n) != n)
 			break;
-		text = p;
-		n = read(fd, text + len, room - 1 - len);
-		if (n <= 0)
-			break;
-		len += (size_t)n;
-		if (len == room - 1)
-			room *= 2;
-		if (len > MAX_TEXT) {
-			errno = EFBIG;
-			n = -1;
-			break;
-		}
-	}
-	saved = errno;
-	if (fd >= 0)
-		close(fd);
-	errno = saved;
-	if (n) {
-		free(text);
-		return NULL;
-	}
-	text[len] = 0;
-	return text;
+	error = errno;
+	if (n < 0)
+		(void)!write(out, &error, sizeof(error));
 }
 
-struct reading {
-	char *point, *text;
-	int error;
-};
-
-static void *reader(void *arg)
+/* All that comes until the end, malloc'ed; NULL and errno, ETIMEDOUT among them. */
+static char *collect(int fd, size_t *len)
 {
-	struct reading *r = arg;
+	struct pollfd p = { .fd = fd, .events = POLLIN };
+	char *text = malloc(MAX_TEXT + 1);
+	ssize_t n = -1;
+	int rc = 1;
 
-	r->text = read_stats(r->point);
-	r->error = errno;
-	return r;
+	*len = 0;
+	while (text && *len < MAX_TEXT && (rc = poll(&p, 1, ANSWER_MS)) > 0) {
+		n = read(fd, text + *len, MAX_TEXT - *len);
+		if (n <= 0)
+			break;
+		*len += (size_t)n;
+	}
+	if (text && n == 0) {
+		text[*len] = 0;
+		return text;
+	}
+	if (rc == 0)
+		errno = ETIMEDOUT;
+	else if (text && *len == MAX_TEXT)
+		errno = EFBIG;
+	free(text);
+	return NULL;
 }
 
 /*
- * The same, but NULL and ETIMEDOUT from a mount that hangs: the thread is then left
- * to itself, and dies with the process.
+ * What .eqfs/stats says, malloc'ed; NULL and errno. Another process reads it: who waits
+ * for a mount that hangs can perhaps not be killed, and need not be waited for.
  */
 static char *ask(const char *point)
 {
-	struct reading *r = calloc(1, sizeof(*r));
-	struct timespec until;
+	int ends[2], error = 0;
 	char *text = NULL;
-	pthread_t thread;
+	size_t len = 0;
+	pid_t pid;
 
-	if (r)
-		r->point = strdup(point);
-	if (!r || !r->point || (errno = pthread_create(&thread, NULL, reader, r))) {
-		if (r)
-			free(r->point);
-		free(r);
+	if (pipe2(ends, O_CLOEXEC))
 		return NULL;
+	fflush(stdout); /* or the child has it as well */
+	pid = fork();
+	if (pid == 0) {
+		copy_stats(point, ends[1]);
+		_exit(0);
 	}
-	clock_gettime(CLOCK_REALTIME, &until);
-	until.tv_sec += ANSWER_SECONDS;
-	errno = pthread_timedjoin_np(thread, NULL, &until);
-	if (errno == 0) {
-		text = r->text;
-		errno = r->error;
-		free(r->point);
-		free(r);
+	close(ends[1]);
+	if (pid > 0)
+		text = collect(ends[0], &len);
+	error = errno;
+	close(ends[0]);
+	if (pid > 0 && !text)
+		kill(pid, SIGKILL);
+	else if (pid > 0)
+		waitpid(pid, NULL, 0);
+	if (text && len == sizeof(error)) {
+		memcpy(&error, text, sizeof(error));
+		free(text);
+		text = NULL;
 	}
+	errno = error;
 	return text;
 }
 
