@@ -14,6 +14,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/stat.h>
 #include <sys/types.h>
 
 #ifdef __cplusplus
@@ -349,6 +350,13 @@ int eq_encode(int in_fd, const char *in_name, int out_fd,
 int eq_estimate(int in_fd, const char *in_name, const struct eq_policy *policy,
 		const struct eq_run *run, struct eq_summary *out,
 		struct eq_error *err);
+
+/* Open an entry of dirfd, never a link's target or what a path leads to. The
+ * descriptor, or -errno. */
+int eq_open_in(int dirfd, const char *name, int flags);
+/* The same for reading a regular file, which is all that is opened: -ELOOP for a
+ * symbolic link, -EINVAL for anything else. *st is the file's. */
+int eq_open_regular(int dirfd, const char *name, struct stat *st);
 
 /* Names of temporary files: ".eqfs-tmp.XXXXXXXXXXXXXXXX" (16 hex digits). */
 #define EQ_TMP_NAME_SIZE 28

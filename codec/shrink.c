@@ -37,13 +37,11 @@ static int shrink_open(struct shrink *s)
 	struct stat st;
 	int n;
 
-	s->fd = openat(s->dirfd, s->name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	if (s->fd < 0)
-		return failed(s, -errno, "cannot open");
-	if (fstat(s->fd, &s->st))
-		return failed(s, -errno, "cannot stat");
-	if (!S_ISREG(s->st.st_mode))
+	s->fd = eq_open_regular(s->dirfd, s->name, &s->st);
+	if (s->fd == -EINVAL || s->fd == -ELOOP)
 		return eq_fail(s->err, EQ_ENOTST, "%s: not a regular file", s->name);
+	if (s->fd < 0)
+		return failed(s, s->fd, "cannot open");
 	if (s->st.st_nlink > 1)
 		return eq_fail(s->err, -EMLINK, "%s: has hard links", s->name);
 	n = snprintf(s->final, sizeof(s->final), "%s" EQ_SUFFIX, s->name);
@@ -74,16 +72,27 @@ static int shrink_compare(struct shrink *s, const struct eq_run *run)
 	return rc;
 }
 
-/* Is NAME still the file that we encoded? */
+static bool same_time(const struct timespec *a, const struct timespec *b)
+{
+	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
+}
+
+/* Is this what we have opened, with what was in it then? */
+static bool unchanged(const struct shrink *s, const struct stat *st)
+{
+	return st->st_dev == s->st.st_dev && st->st_ino == s->st.st_ino &&
+	       st->st_size == s->st.st_size && same_time(&st->st_mtim, &s->st.st_mtim);
+}
+
+/* Is NAME still the file that we encoded? The time of change shows a write after which
+ * somebody has put the other time back. */
 static int shrink_recheck(struct shrink *s, struct stat *now)
 {
 	struct stat at;
 
 	if (fstat(s->fd, now) || fstatat(s->dirfd, s->name, &at, AT_SYMLINK_NOFOLLOW))
 		return failed(s, -EBUSY, "it went away");
-	if (at.st_dev != s->st.st_dev || at.st_ino != s->st.st_ino ||
-	    now->st_size != s->st.st_size || now->st_mtim.tv_sec != s->st.st_mtim.tv_sec ||
-	    now->st_mtim.tv_nsec != s->st.st_mtim.tv_nsec)
+	if (!unchanged(s, &at) || !unchanged(s, now) || !same_time(&now->st_ctim, &s->st.st_ctim))
 		return failed(s, -EBUSY, "it changed meanwhile");
 	if (now->st_nlink > 1)
 		return eq_fail(s->err, -EMLINK, "%s: has hard links", s->name);
@@ -126,7 +135,7 @@ static int remove_plain(struct shrink *s)
 	close(hold);
 	if (!rc && fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
 		return -errno;
-	if (!rc && (at.st_dev != s->st.st_dev || at.st_ino != s->st.st_ino)) {
+	if (!rc && !unchanged(s, &at)) {
 		rc = renameat2(s->dirfd, aside, s->dirfd, s->name, RENAME_NOREPLACE) ? -errno : -EBUSY;
 		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
 		return rc;

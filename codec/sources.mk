@@ -49,6 +49,7 @@ EQ_CODEC_SOURCES = \
 	codec/kernels.h \
 	codec/model.c \
 	codec/model.h \
+	codec/open.c \
 	codec/pool.c \
 	codec/quant.c \
 	codec/quant.h \

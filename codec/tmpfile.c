@@ -168,13 +168,14 @@ static bool put_back(int dirfd, const char *aside)
 
 int eq_tmp_sweep(int dirfd, const char *name)
 {
+	struct stat st;
 	int fd, rc = 0;
 
 	if (!eq_tmp_is(name))
 		return -EINVAL;
-	fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	if (fd < 0 && errno != ELOOP && errno != ENXIO) /* a link, a socket: nobody's work */
-		return -errno;
+	fd = eq_open_regular(dirfd, name, &st);
+	if (fd < 0 && fd != -ELOOP && fd != -EINVAL) /* a link, a pipe: nobody's work */
+		return fd;
 	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB))
 		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
 	if (!rc)

@@ -18,7 +18,7 @@
  * and kernel passthrough need CAP_SYS_ADMIN.
  */
 static const uint64_t needed = BIT(CAP_CHOWN) | BIT(CAP_DAC_OVERRIDE) | BIT(CAP_DAC_READ_SEARCH) |
-			       BIT(CAP_FOWNER) | BIT(CAP_FSETID) | BIT(CAP_MKNOD) |
+			       BIT(CAP_FOWNER) | BIT(CAP_FSETID) | BIT(CAP_LEASE) | BIT(CAP_MKNOD) |
 			       BIT(CAP_SETFCAP) | BIT(CAP_SETGID) | BIT(CAP_SETUID) |
 			       BIT(CAP_SYS_ADMIN);
 

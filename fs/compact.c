@@ -325,7 +325,11 @@ static int swap_enter(void *arg, int plain_fd)
 	int rc = 0;
 
 	pthread_rwlock_wrlock(&fs->names);
-	if (fstat(plain_fd, &st))
+	/* Nobody may have it open for writing, by way of the store either, nor open it
+	 * so before we are done; where there are no leases, its times must do. */
+	if (fcntl(plain_fd, F_SETLEASE, F_RDLCK) && errno == EAGAIN)
+		rc = -EBUSY;
+	else if (fstat(plain_fd, &st))
 		rc = -errno;
 	else if (st.st_ino != j->node->ino || st.st_dev != j->node->dev)
 		rc = -EBUSY;

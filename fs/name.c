@@ -60,9 +60,12 @@ static int open_one(int dirfd, const char *name, struct eq_found *f)
 {
 	int rc;
 
-	f->fd = openat(dirfd, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-	if (f->fd < 0)
-		return -errno;
+	f->fd = eq_open_in(dirfd, name, O_PATH);
+	if (f->fd < 0) {
+		rc = f->fd;
+		f->fd = -1;
+		return rc;
+	}
 	if (fstat(f->fd, &f->st)) {
 		rc = -errno;
 		close(f->fd);

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <string.h>
 #include <sys/fsuid.h>
+#include <sys/syscall.h>
 #include <sys/xattr.h>
 #include <unistd.h>
 
@@ -13,6 +14,8 @@
 #include "ops.h"
 #include "scan.h"
 #include "trim.h"
+
+#define MAX_GROUPS 1024
 
 /* ---- looking up ----------------------------------------------------------------- */
 
@@ -128,21 +131,41 @@ static int make_once(struct make *m, int dirfd, const char *name)
 	return rc < 0 ? -errno : 0;
 }
 
-/* What a filesystem does when a user makes something: theirs, but in a set-gid
- * directory with the group of the directory. */
-static int give(const struct make *m, int dirfd, const char *name, const struct fuse_ctx *ctx)
-{
-	struct stat dir;
+#ifdef SYS_setgroups32
+#define SETGROUPS SYS_setgroups32
+#else
+#define SETGROUPS SYS_setgroups
+#endif
 
-	if (fstat(dirfd, &dir) ||
-	    fchownat(dirfd, name, ctx->uid, dir.st_mode & S_ISGID ? (gid_t)-1 : ctx->gid,
-		     AT_SYMLINK_NOFOLLOW))
-		return -errno;
-	/* That has dropped set-id bits. */
-	if (m->mode & (S_ISUID | S_ISGID) && (m->mode & S_IFMT) != S_IFLNK &&
-	    fchmodat(dirfd, name, m->mode & 07777, 0))
-		return -errno;
-	return 0;
+/* Take on the caller's groups, or (req NULL) have none again: this thread alone, which
+ * the C library's function would not do. Who cannot be asked has that of the directory,
+ * by which the kernel let him in. */
+static void take_groups(fuse_req_t req, const struct eq_node *dir)
+{
+	gid_t list[MAX_GROUPS];
+	struct stat st;
+	int n = req ? fuse_req_getgroups(req, MAX_GROUPS, list) : 0;
+
+	if (n < 0 && fstat(dir->fd, &st) == 0) {
+		list[0] = st.st_gid;
+		n = 1;
+	}
+	if (n > MAX_GROUPS)
+		n = MAX_GROUPS;
+	if (n >= 0)
+		(void)!syscall(SETGROUPS, (size_t)n, list);
+}
+
+static int make_as(const struct fuse_ctx *ctx, struct make *m, int dirfd, const char *name)
+{
+	int rc;
+
+	setfsgid(ctx->gid);
+	setfsuid(ctx->uid);
+	rc = make_once(m, dirfd, name);
+	setfsuid(0);
+	setfsgid(0);
+	return rc;
 }
 
 /* The mode without the caller's umask, unless the directory has a list of its own for
@@ -167,25 +190,11 @@ static int make(fuse_req_t req, struct eq_node *dir, const char *name, struct ma
 
 	if ((m->mode & S_IFMT) != S_IFLNK)
 		m->mode = masked(dir, m->mode, ctx->umask & 0777);
-	if (other) {
-		setfsgid(ctx->gid);
-		setfsuid(ctx->uid);
-	}
-	rc = make_once(m, dir->fd, name);
-	if (other) {
-		setfsuid(0);
-		setfsgid(0);
-	}
-	if (rc == -EACCES && other) {
-		/* The kernel has allowed it, by a supplementary group perhaps, which
-		 * we cannot take on. */
-		rc = make_once(m, dir->fd, name);
-		if (!rc)
-			rc = give(m, dir->fd, name, ctx);
-	}
-	if (rc && m->fd >= 0) {
-		close(m->fd);
-		m->fd = -1;
+	rc = other ? make_as(ctx, m, dir->fd, name) : make_once(m, dir->fd, name);
+	if (rc == -EACCES && other) { /* allowed by another of the caller's groups */
+		take_groups(req, dir);
+		rc = make_as(ctx, m, dir->fd, name);
+		take_groups(NULL, dir);
 	}
 	if (!rc && m->fd >= 0 && fstat(m->fd, &st) == 0)
 		eq_stats_store(&fs->stats, NULL, &st);
@@ -431,9 +440,9 @@ static int do_rmdir(struct eq_node *dir, const char *name)
 	if (errno != ENOTEMPTY && errno != EEXIST)
 		return -errno;
 	/* Perhaps it only looks so to us. */
-	fd = openat(dir->fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	fd = eq_open_in(dir->fd, name, O_RDONLY | O_DIRECTORY);
 	if (fd < 0)
-		return -errno;
+		return fd;
 	others = eq_scan_sweep(fd);
 	close(fd);
 	if (others)

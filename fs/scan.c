@@ -88,19 +88,15 @@ static bool count_archive(struct eq_fs *fs, int dirfd, const char *name)
 {
 	struct stat st;
 	uint64_t size;
-	int fd;
+	int fd = eq_open_regular(dirfd, name, &st);
 
-	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) || !S_ISREG(st.st_mode))
-		return false;
-	fd = openat(dirfd, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	if (fd >= 0 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode)) {
-		if (eq_archive_peek(fd, &size) == 0)
-			st.st_size = (off_t)size; /* else as it is listed */
-		count(fs, st);
-		atomic_fetch_add(&fs->stats.archives, 1);
-	}
-	if (fd >= 0)
-		close(fd);
+	if (fd < 0)
+		return fd != -EINVAL && fd != -ELOOP;
+	if (eq_archive_peek(fd, &size) == 0)
+		st.st_size = (off_t)size; /* else as it is listed */
+	close(fd);
+	count(fs, st);
+	atomic_fetch_add(&fs->stats.archives, 1);
 	return true;
 }
 

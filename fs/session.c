@@ -382,6 +382,7 @@ int eq_mount_run(const struct eq_mount *m)
 	sigaddset(&s.set, SIGHUP);
 	pthread_sigmask(SIG_BLOCK, &s.set, NULL);
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGIO, SIG_IGN); /* of a lease that somebody waits for */
 	signal(SIGXFSZ, SIG_IGN); /* such a write fails, no more */
 	eq_ops_layer(&ops);
 	fs->se = fuse_session_new(m->args, &ops, sizeof(ops), fs);

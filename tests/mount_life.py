@@ -136,7 +136,7 @@ def test_fstab():
 
 
 CAPS = {"CHOWN": 0, "DAC_OVERRIDE": 1, "DAC_READ_SEARCH": 2, "FOWNER": 3, "FSETID": 4, "SETGID": 6,
-        "SETUID": 7, "SYS_ADMIN": 21, "MKNOD": 27, "SETFCAP": 31}
+        "SETUID": 7, "SYS_ADMIN": 21, "MKNOD": 27, "LEASE": 28, "SETFCAP": 31}
 
 
 def test_privileges():

@@ -33,6 +33,7 @@ EQ_BENCHES = \
 # Scripts that `make check` runs (.sh by sh, .py by $(EQFS_PYTHON)).
 SCRIPT_TESTS = \
 	tests/check_includes.sh \
+	tests/mount_hostile.py \
 	tests/mount_life.py \
 	tests/mount_lossy.py \
 	tests/entropy.py \

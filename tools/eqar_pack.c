@@ -84,6 +84,7 @@ int eq_pack_policy(const struct eq_pack *p, int dirfd, const char *dir,
 		   struct eq_policy *out)
 {
 	struct eq_error err = { .text = "" };
+	struct stat st;
 	int fd, rc = 0;
 
 	eq_policy_init(out);
@@ -101,14 +102,13 @@ int eq_pack_policy(const struct eq_pack *p, int dirfd, const char *dir,
 		if (asprintf(&name, "%s/.eqfs.conf", dir) < 0)
 			name = NULL;
 		/* A repository may come from anywhere: no links out of it. */
-		fd = openat(dirfd, ".eqfs.conf", O_RDONLY | O_CLOEXEC |
-			    O_NOFOLLOW | O_NONBLOCK);
+		fd = eq_open_regular(dirfd, ".eqfs.conf", &st);
 		if (fd >= 0) {
 			rc = policy_from_file(out, fd, name ? name : dir);
-		} else if (errno != ENOENT) {
-			rc = -errno;
-			eq_cli_error("%s: %s", name ? name : dir,
-				     strerror(errno));
+		} else if (fd != -ENOENT) {
+			rc = fd;
+			eq_cli_error("%s: %s", name ? name : dir, rc == -EINVAL ?
+				     "not a regular file" : eq_strerror(rc));
 		}
 		free(name);
 	}

@@ -213,16 +213,18 @@ static void help(void)
 /* The store's own policy, if it has one. */
 static int read_config(struct options *o, struct eq_error *err)
 {
+	struct stat st;
 	char *name;
 	int fd, rc;
 
-	fd = openat(o->mount.store_fd, CONFIG, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
-	if (fd < 0 && errno == ENOENT)
+	fd = eq_open_regular(o->mount.store_fd, CONFIG, &st);
+	if (fd == -ENOENT)
 		return 0;
 	if (asprintf(&name, "%s/" CONFIG, o->store) < 0)
 		name = NULL;
 	if (fd < 0)
-		rc = eq_fail(err, -errno, "%s: %s", name ? name : CONFIG, eq_strerror(-errno));
+		rc = eq_fail(err, fd, "%s: %s", name ? name : CONFIG,
+			     fd == -EINVAL ? "not a regular file" : eq_strerror(fd));
 	else
 		rc = eq_policy_read(&o->policy, fd, name ? name : CONFIG, err);
 	if (fd >= 0)
