@@ -131,6 +131,19 @@ if [ -c /dev/full ]; then
 	says 'eqar: standard output: No space left on device'
 fi
 
+# ---- an output that has no room is named, not the input --------------------------------
+got=0
+(trap '' XFSZ && ulimit -f 8 && exec "$EQAR" pack -f a.st small.eqar) 2>.err || got=$?
+check "pack into no room" [ $got -eq 1 ]
+says 'eqar: small.eqar: File too large'
+check "nothing left of it" no_litter .
+
+# ---- more bits than there are ----------------------------------------------------------
+expect 0 "$EQAR" pack -f --bits=8 other.st lossy.eqar
+says 'eqar: other.st: 8 bits were asked for, but the finest coding takes 6.*'
+expect 0 "$EQAR" pack -fq --bits=8 other.st lossy.eqar
+check "-q keeps quiet about it" [ ! -s .err ]
+
 # ---- a directory that cannot be written ---------------------------------------------
 mkdir ro
 cp a.st ro

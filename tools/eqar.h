@@ -141,9 +141,10 @@ struct eq_pack {
  */
 int eq_pack_policy(const struct eq_pack *p, int dirfd, const char *dir,
 		   struct eq_policy *out);
-/* Say what became of a file, as far as -n, -v and --json ask for it. */
-void eq_pack_report(const struct eq_pack *p, struct eq_runner *r,
-		    const char *in, const struct eq_summary *s);
+/* Say what became of a file, as far as -n, -v and --json ask for it, and when it could
+ * not be what the policy asks for. */
+void eq_pack_report(const struct eq_pack *p, struct eq_runner *r, const char *in,
+		    const struct eq_policy *policy, const struct eq_summary *s);
 
 /* The same for what unpack has written to out (eqar_unpack.c). */
 void eq_unpack_report(const struct eq_common *c, struct eq_runner *r,

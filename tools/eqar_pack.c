@@ -39,6 +39,8 @@ static const char help[] =
 "      --json           a JSON object a file on standard output\n"
 "      --help           this text\n";
 
+#define FINEST_SHARE 0.97       /* of the bits asked for: rate control comes this close */
+
 enum {
 	OPT_POLICY = EQ_OPT_OWN,
 	OPT_SETTING,            /* this and above: settings[] below */
@@ -150,14 +152,26 @@ static void report_json(const struct eq_pack *p, const char *in,
 	eq_cli_json_print(o);
 }
 
-void eq_pack_report(const struct eq_pack *p, struct eq_runner *r,
-		    const char *in, const struct eq_summary *s)
+/* The finest steps that a format has may take fewer bits than were asked for. */
+static void say_finest(const struct eq_pack *p, const char *in, const struct eq_policy *policy,
+		       const struct eq_summary *s)
+{
+	double bits = eq_bits_each(s->quant_bytes, s->quant_params);
+
+	if (s->n_quantised && !p->common.quiet && bits < policy->bits * FINEST_SHARE)
+		eq_cli_error("%s: %g bits were asked for, but the finest coding takes %.2f", in,
+			     policy->bits, bits);
+}
+
+void eq_pack_report(const struct eq_pack *p, struct eq_runner *r, const char *in,
+		    const struct eq_policy *policy, const struct eq_summary *s)
 {
 	/* An estimate is the result; of the rest only a person may be told. */
 	FILE *f = p->dry_run ? stdout : stderr;
 	char from[EQ_CLI_SIZE], to[EQ_CLI_SIZE];
 
 	eq_cli_progress_clear(&r->progress);
+	say_finest(p, in, policy, s);
 	if (p->common.json) {
 		report_json(p, in, s);
 		return;
@@ -200,6 +214,8 @@ static int encode_to(const struct eq_pack *p, struct eq_runner *r, int in_fd,
 	/* A signal that came with the last block counts as well. */
 	if (rc == 0 && eq_cli_signal())
 		rc = -ECANCELED;
+	if (rc == -ENOSPC || rc == -EDQUOT || rc == -EFBIG)
+		eq_fail(&err, rc, "%s: %s", out, eq_strerror(rc)); /* not the input's fault */
 	if (rc) {
 		eq_runner_error(r, in, rc, &err);
 		eq_output_abort(&o);
@@ -207,7 +223,7 @@ static int encode_to(const struct eq_pack *p, struct eq_runner *r, int in_fd,
 	}
 	rc = eq_output_commit(&o, st, times);
 	if (rc == 0)
-		eq_pack_report(p, r, in, &sum);
+		eq_pack_report(p, r, in, policy, &sum);
 	return rc;
 }
 
@@ -236,7 +252,7 @@ static int pack_file(const struct eq_pack *p, struct eq_runner *r,
 		if (rc)
 			eq_runner_error(r, in, rc, &err);
 		else
-			eq_pack_report(p, r, in, &sum);
+			eq_pack_report(p, r, in, &policy, &sum);
 		goto out_fd;
 	}
 	if (!out && asprintf(&name, "%s" EQ_SUFFIX, in) < 0) {

@@ -229,7 +229,7 @@ fail:
 	p->files++;
 	p->size += sum.size;
 	p->stored += sum.stored;
-	eq_pack_report(p->pack, p->r, v->path, &sum);
+	eq_pack_report(p->pack, p->r, v->path, &p->policy, &sum);
 	return 0;
 }
 
