@@ -131,6 +131,42 @@ static void test_planes(void **state)
 	assert_in_range(spares, 10, 1000000);
 }
 
+/* Escapes around the number from which on a part is stored as it is. */
+static void test_escapes(void **state)
+{
+	uint64_t s = 33, weight = 1000000, (*hist)[256] = calloc(2, sizeof(*hist));
+	struct eq_coding *c = must_alloc(sizeof(*c));
+	uint16_t *units = must_alloc(2 * GPU_CHUNK);
+	uint8_t *high = must_alloc(GPU_CHUNK);
+	unsigned pairs = made[EQ_PART_PAIR], rounds = 0;
+
+	(void)state;
+	assert_non_null(hist);
+	for (unsigned i = 0; i < 256; i++)
+		hist[0][i] = hist[1][i] = 1;
+	for (unsigned i = 0; i < 15; i++, weight = weight * 3 / 5)
+		hist[0][(i * 37 + 5) & 255] = weight; /* as rnd_symbols spreads them */
+	eq_coding_planes(c, 2, EQ_TRANSFORM_ROTATED, GPU_CHUNK, GPU_CHUNK,
+			 (const uint64_t (*)[256])hist);
+	assert_int_equal(c->part[0].kind, EQ_PART_PAIR);
+	for (unsigned n = 40; n < 300; n += 1 + (unsigned)(rnd(&s) % 4), rounds++) {
+		rnd_symbols(&s, high, GPU_CHUNK, 15, 0.6);
+		for (unsigned i = 0; i < n; i++)
+			high[rnd(&s) % GPU_CHUNK] = 0xff;
+		for (unsigned i = 0; i < GPU_CHUNK; i++) {
+			uint32_t v = (uint32_t)high[i] << 8 | (rnd(&s) & 255);
+
+			units[i] = (uint16_t)(v >> 1 | v << 15);
+		}
+		compare_planes("escapes", c, units, GPU_CHUNK);
+	}
+	assert_in_range(made[EQ_PART_PAIR] - pairs, 10, rounds - 10);
+	free(hist);
+	free(c);
+	free(units);
+	free(high);
+}
+
 /* ---- quantising -------------------------------------------------------------------- */
 
 static int by_unit(const void *a, const void *b)

@@ -495,6 +495,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_little_memory),
 		cmocka_unit_test(test_resident),
 		cmocka_unit_test(test_planes),
+		cmocka_unit_test(test_escapes),
 		cmocka_unit_test(test_quantiser),
 		cmocka_unit_test(test_odd_rows),
 		cmocka_unit_test(test_not_finite),

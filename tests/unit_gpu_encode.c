@@ -126,6 +126,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_planes),
+		cmocka_unit_test(test_escapes),
 		cmocka_unit_test(test_symbols),
 		cmocka_unit_test(test_quantiser),
 		cmocka_unit_test(test_odd_rows),
