@@ -18,6 +18,8 @@ static void device_put(struct eqfs_device *d)
 		return;
 	eq_gpu_release(d->gpu);
 	eq_pool_free(d->pool);
+	pthread_cond_destroy(&d->changed);
+	pthread_mutex_destroy(&d->lock);
 	free(d);
 }
 
@@ -53,6 +55,8 @@ int eqfs_device_open(const struct eqfs_options *o, struct eqfs_device **out,
 	d = calloc(1, sizeof(*d));
 	if (!d)
 		return eq_fail(eq_lib_error(err), -ENOMEM, "device %d: out of memory", o->device);
+	pthread_mutex_init(&d->lock, NULL);
+	pthread_cond_init(&d->changed, NULL);
 	d->refs = 1;
 	d->number = o->device;
 	d->threads = o->threads ? o->threads : eq_cpu_count();
@@ -106,4 +110,45 @@ void eqfs_device_free(struct eqfs_device *d, void *p)
 	else
 		free(p);
 	device_put(d);
+}
+
+/* A try of eq_lib_feed_get failed. With `wait`: is it worth another one, once
+ * something has changed? */
+static bool try_failed(struct eqfs_device *d, uint64_t puts, bool wait)
+{
+	bool again;
+
+	pthread_mutex_lock(&d->lock);
+	if (--d->feeds == 0)
+		pthread_cond_broadcast(&d->changed);
+	while (wait && d->feeds && d->puts == puts)
+		pthread_cond_wait(&d->changed, &d->lock);
+	again = wait && d->puts != puts;
+	pthread_mutex_unlock(&d->lock);
+	return again;
+}
+
+int eq_lib_feed_get(struct eqfs_device *d, size_t size, bool wait, struct eq_gpu_feed **out)
+{
+	uint64_t puts;
+	int rc;
+
+	do {
+		pthread_mutex_lock(&d->lock);
+		puts = d->puts;
+		d->feeds++;
+		pthread_mutex_unlock(&d->lock);
+		rc = d->load->feed_get(d->inner, size, out);
+	} while (rc && try_failed(d, puts, wait && rc == -ENOMEM));
+	return rc;
+}
+
+void eq_lib_feed_put(struct eqfs_device *d, struct eq_gpu_feed *f)
+{
+	d->load->feed_put(d->inner, f);
+	pthread_mutex_lock(&d->lock);
+	d->feeds--;
+	d->puts++;
+	pthread_cond_broadcast(&d->changed);
+	pthread_mutex_unlock(&d->lock);
 }

@@ -223,27 +223,39 @@ static bool is_full(struct load *l)
 	return full;
 }
 
-/* A buffer for the batch: its own, a new one, or the other one's, which is then
- * waited for. NULL: there is none. */
-static struct stage *with_feed(struct load *l, struct stage *s, struct stage *other)
+/* See that there is a buffer for the next batch: its own, a new one, or the other
+ * one's, which is then waited for. False: there is none. */
+static bool with_feed(struct load *l, struct stage *s, struct stage *other)
 {
-	int rc = 0;
+	int rc;
 
-	if (!s->feed && !is_full(l))
-		rc = l->d->load->feed_get(l->d->inner, l->room, &s->feed);
 	if (s->feed)
-		return s;
-	if (rc && rc != -ENOMEM) {
+		return true;
+	if (is_full(l))
+		return false;
+	rc = eq_lib_feed_get(l->d, l->room, !other->feed, &s->feed);
+	if (rc == 0)
+		return true;
+	if (rc != -ENOMEM) {
 		device_failed(l, rc);
 	} else if (other->feed) {
 		finish(l, other);
 		s->feed = other->feed;
 		other->feed = NULL;
-		return s;
-	} else if (rc) {
+	} else {
 		no_room(l, rc);
 	}
-	return NULL;
+	return s->feed != NULL;
+}
+
+static bool more(struct load *l)
+{
+	bool is;
+
+	pthread_mutex_lock(&l->lock);
+	is = !l->rc && l->next < l->n;
+	pthread_mutex_unlock(&l->lock);
+	return is;
 }
 
 static void gpu_worker(void *arg, size_t i)
@@ -258,14 +270,15 @@ static void gpu_worker(void *arg, size_t i)
 		failed(l, eq_fail(&err, -ENOMEM, "out of memory"), &err);
 		return;
 	}
-	for (;; turn = !turn) {
+	for (; more(l); turn = !turn) {
 		struct stage *now = &s[turn];
+		bool fed;
 
 		finish(l, now);
+		fed = with_feed(l, now, &s[!turn]);
 		if (!take(l, now))
 			break;
-		if (eq_archive_stored(l->archive, &now->ext[0].ext) &&
-		    with_feed(l, now, &s[!turn]))
+		if (fed && eq_archive_stored(l->archive, &now->ext[0].ext))
 			submit(l, now);
 		else
 			on_cpu(l, now);
@@ -273,7 +286,7 @@ static void gpu_worker(void *arg, size_t i)
 	for (turn = 0; turn < STAGES; turn++) {
 		finish(l, &s[turn]);
 		if (s[turn].feed)
-			l->d->load->feed_put(l->d->inner, s[turn].feed);
+			eq_lib_feed_put(l->d, s[turn].feed);
 	}
 	free(s);
 }

@@ -3,6 +3,7 @@
 #ifndef EQ_LIB_PRIV_H
 #define EQ_LIB_PRIV_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 
 #include "backend.h"
@@ -27,7 +28,19 @@ struct eqfs_device {
 	/* NULL for the host. */
 	const struct eq_backend *gpu, *inner;
 	const struct eq_gpu_load_abi *load;
+	pthread_mutex_t lock;   /* and what is below it */
+	pthread_cond_t changed;
+	size_t feeds;           /* in use, or being tried for */
+	uint64_t puts;          /* so many came back */
 };
+
+/*
+ * A feed of the device, see gpu_abi.h. When there is no room for one more but some
+ * are in use: with `wait`, one of those as soon as it comes back, else -ENOMEM. Who
+ * waits must hold none.
+ */
+int eq_lib_feed_get(struct eqfs_device *d, size_t size, bool wait, struct eq_gpu_feed **out);
+void eq_lib_feed_put(struct eqfs_device *d, struct eq_gpu_feed *f);
 
 /* The public error is the codec's. */
 static inline struct eq_error *eq_lib_error(struct eqfs_error *err)
