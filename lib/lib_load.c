@@ -147,10 +147,12 @@ static void finish(struct load *l, struct stage *s)
 	rc = l->d->load->feed_wait(s->feed);
 	if (rc)
 		device_failed(l, rc);
-	for (i = 0; i < s->n_jobs && !rc; i++) {
-		rc = eq_archive_verdict(l->archive, &s->ext[s->which[i]], s->job[i].status, &err);
-		if (rc)
-			failed(l, rc, &err);
+	for (i = 0; i < s->n_jobs; i++) { /* each lets go of its plan */
+		int verdict = eq_archive_verdict(l->archive, &s->ext[s->which[i]],
+						 rc ? rc : s->job[i].status, &err);
+
+		if (verdict)
+			failed(l, verdict, &err);
 	}
 	s->n_jobs = 0;
 }
@@ -183,6 +185,8 @@ static void submit(struct load *l, struct stage *s)
 		rc = l->d->load->feed_decode(s->feed, s->job, n);
 		if (rc == -ENOMEM) { /* no room for the kernels themselves */
 			l->d->load->feed_wait(s->feed);
+			for (i = 0; i < n; i++)
+				eq_archive_verdict(l->archive, &s->ext[s->which[i]], 0, NULL);
 			on_cpu(l, s);
 			return;
 		}
