@@ -177,6 +177,7 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 {
 	const struct text *t;
 	size_t left;
+	char *buf;
 
 	if (!is_virtual(ino)) {
 		eq_ops.read(req, ino, size, off, fi);
@@ -184,7 +185,16 @@ static void op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	}
 	t = text_of(fi);
 	left = (uint64_t)off < t->len ? t->len - (size_t)off : 0;
-	fuse_reply_buf(req, t->data + t->len - left, left < size ? left : size);
+	if (size > left)
+		size = left;
+	/* The reader may have closed the file before the reply has returned to us. */
+	buf = eq_scratch(eq_fs_of(req), size);
+	if (!buf) {
+		eq_reply(req, -ENOMEM);
+		return;
+	}
+	memcpy(buf, t->data + t->len - left, size);
+	fuse_reply_buf(req, buf, size);
 }
 
 static void op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)

@@ -183,19 +183,20 @@ def rss(m):
 
 def test_tables():
     """An archive of many small tensors does not fill the memory with their tables."""
+    asan = b"libasan" in read(EQFS) # which keeps what was freed
     rng = np.random.default_rng(4)
     d = {f"{'tensor' * 12}{i}": (rng.standard_normal(1024) * 0.02).astype(np.float32).astype(ml_dtypes.bfloat16)
-         for i in range(14000)}
+         for i in range(3000 if asan else 14000)}
     with Mount(scratch("tables"), "cache=4M") as m:
         save_file(d, scratch("tables.source"))
         eqar("pack", "-q", scratch("tables.source"), m.disk("m.eqar"))
         header = int.from_bytes(read(scratch("tables.source"))[:8], "little")
-        assert header > 1 << 20 # more than a slice of the prefix, too
+        assert asan or header > 1 << 20 # more than a slice of the prefix, too
         before = rss(m)
         for _ in range(2):
             assert sha(m.path("m")) == sha(scratch("tables.source"))
         grown = rss(m) - before
-        assert grown < 190 << 20 or b"libasan" in read(EQFS), f"{grown >> 20} MiB"
+        assert asan or grown < 190 << 20, f"{grown >> 20} MiB"
 
 
 # ---- races ----
