@@ -3,11 +3,13 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <fuse_lowlevel.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/xattr.h>
+#include <unistd.h>
 
 #include "compact.h"
 #include "notify.h"
@@ -434,6 +436,31 @@ static void count_encoded(struct eq_fs *fs, struct eq_node *n, const struct eq_s
 	eq_stats_store(&fs->stats, &was, &now);
 }
 
+/*
+ * Can nobody write to it but by opening it anew? Somebody may have it mapped, beside the
+ * mount or by passthrough, whose stores need not show in its times: to be asked before
+ * anything is read. The kernel grants a lease for reading just then.
+ */
+static bool unwritten(struct eq_node *n)
+{
+	char path[EQ_PROC_SIZE];
+	bool sure, refused;
+	int fd;
+
+	eq_proc_path(path, n->fd);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	sure = fd >= 0 && fcntl(fd, F_SETLEASE, F_RDLCK) == 0;
+	refused = fd >= 0 && errno == EAGAIN;
+	if (fd >= 0)
+		close(fd); /* and with it the lease */
+	if (sure)
+		return true;
+	pthread_mutex_lock(&n->lock);
+	refused |= n->written_past; /* where there are no leases */
+	pthread_mutex_unlock(&n->lock);
+	return !refused;
+}
+
 static void encode(struct eq_compact *c, struct eq_node *n)
 {
 	struct eq_fs *fs = c->fs;
@@ -456,7 +483,8 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 	eq_node_path(&fs->nodes, n, path, sizeof(path));
 	eq_log(&fs->log, EQ_LOG_DEBUG, "encoding %s", path);
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	rc = eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err);
+	rc = unwritten(n) ? eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err)
+			  : -EBUSY;
 	if (j.swapped) {
 		count_encoded(fs, n, &sum, &start);
 		dirty_clear(fs, n, NULL);

@@ -24,6 +24,7 @@ struct eq_mount {
 	const struct eq_policy *policy;
 	const struct eq_backend *backend;
 	size_t cache_bytes;             /* of decoded extents */
+	uint64_t hot_bytes;             /* of archives decoded as a whole; 0: none */
 	double settle;                  /* seconds of quiet before a file is encoded */
 	double drain;                   /* seconds, at a signal, for what is due */
 	unsigned threads;               /* that decode and encode; 0: by the CPUs */

@@ -16,6 +16,7 @@
 #include "arc.h"
 #include "cache.h"
 #include "eqfs.h"
+#include "hot.h"
 #include "inode.h"
 #include "log.h"
 #include "prefetch.h"
@@ -48,6 +49,7 @@ struct eq_fs {
 	struct eq_pool *pool;
 	struct eq_cache *cache;
 	struct eq_ahead *ahead;
+	struct eq_hot *hot;             /* NULL: no such copies are wanted */
 	struct eq_compact *compact;     /* NULL when read-only */
 	struct eq_trim *trim;
 	struct eq_scan *scan;
@@ -55,6 +57,7 @@ struct eq_fs {
 	bool privileged;                /* may act as another user */
 	_Atomic bool ending;            /* long work is to be given up */
 	_Atomic bool no_prune;          /* the kernel has no such notification */
+	_Atomic bool pass;              /* the kernel takes files to pass through */
 	_Atomic bool tuned;             /* the kernel's readahead is set */
 	pthread_key_t scratch;          /* a buffer a thread */
 	pthread_mutex_t handles_lock;
@@ -91,7 +94,9 @@ void eq_session_tune(struct eq_fs *fs);
 
 /*
  * Make the archive n a plain file again, in its place, with its contents or
- * empty. n stays the same node. The caller holds n->change, and no other lock.
+ * empty. n stays the same node, unless the kernel reads a decoded copy of it: then
+ * n loses its name to the plain file, and the result is -ESTALE, upon which the
+ * kernel looks the name up again. The caller holds n->change, and no other lock.
  * 0, or an error (logged); nothing has changed then.
  */
 int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty);

@@ -59,6 +59,10 @@ struct eq_node {
 	struct timespec seen;   /* modification time when last opened */
 	uint64_t logged[EQ_NODE_LOGGED]; /* hashes of messages already logged */
 	unsigned n_logged;
+	unsigned opens;         /* the kernel's open files, all in one way: */
+	int backing;            /* its number for what they are passed through to, or 0 */
+	bool unsettled;         /* is being made plain: nothing new is passed through */
+	bool written_past;      /* someone could write to it without our hearing of it */
 
 	_Atomic uint64_t changes; /* counts what makes a running encode pointless */
 	pthread_mutex_t change; /* held while an archive is made plain; comes before

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "ops.h"
+#include "passthrough.h"
 #include "tune.h"
 
 struct scratch {
@@ -90,6 +91,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 		conn->want |= FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK;
 	/* We write with our own rights, so the kernel has to drop set-id bits. */
 	conn->want &= ~(unsigned)FUSE_CAP_HANDLE_KILLPRIV;
+	eq_pass_init(fs, conn);
 	eq_tune_conn(conn);
 	eq_log(&fs->log, EQ_LOG_DEBUG, "kernel protocol %u.%u, requests of up to %u KiB",
 	       conn->proto_major, conn->proto_minor, conn->max_write >> 10);

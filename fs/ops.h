@@ -22,6 +22,9 @@ struct eq_file {
 	struct eq_stream stream;
 	pthread_mutex_t lock;   /* of fd while it is not there yet */
 	_Atomic int fd;         /* of the plain file; -1: none (yet) */
+	struct eq_hot_copy *copy; /* decoded, of an archive; with a reference; or NULL */
+	bool opened;            /* the kernel has it, and will say when it is closed */
+	bool passed;            /* the kernel reads and writes it without us */
 };
 
 extern const struct fuse_lowlevel_ops eq_ops;
@@ -69,6 +72,10 @@ int eq_file_open(struct eq_fs *fs, struct eq_node *n, int flags, struct eq_file 
  * success). The caller holds fs->names. */
 int eq_file_made(struct eq_fs *fs, struct eq_node *n, int fd, int flags, struct eq_file **out);
 void eq_file_close(struct eq_fs *fs, struct eq_file *f);
+/* Fill in fi, for the answer that gives f to the kernel as open; and take that back:
+ * the kernel had given up, and will not say that it is closed. */
+void eq_file_answer(fuse_req_t req, struct eq_file *f, bool keep, struct fuse_file_info *fi);
+void eq_file_unopened(struct eq_fs *fs, struct eq_file *f);
 /* Of the flags of open(2), those that we pass on. */
 int eq_file_flags(int flags);
 

@@ -11,6 +11,7 @@
 
 #include "compact.h"
 #include "ops.h"
+#include "passthrough.h"
 
 /* ---- handles ---------------------------------------------------------------- */
 
@@ -26,6 +27,7 @@ static void file_free(struct eq_fs *fs, struct eq_file *f)
 	eq_handle_del(fs, &f->handle);
 	if (f->fd >= 0)
 		close(f->fd);
+	eq_hot_put(fs->hot, f->copy);
 	eq_arc_put(&fs->arcs, f->arc);
 	pthread_mutex_destroy(&f->lock);
 	pthread_mutex_destroy(&f->stream.lock);
@@ -53,8 +55,26 @@ static struct eq_file *file_new(struct eq_fs *fs, struct eq_node *n)
 	return f;
 }
 
+/* Of a file whose writes do not come by us. Should eqfs be killed before it hears of
+ * the end, such a file stays plain. */
+static bool written(struct eq_node *n)
+{
+	struct stat now;
+	bool yes;
+
+	if (fstat(n->fd, &now))
+		return true;
+	pthread_mutex_lock(&n->lock);
+	yes = now.st_size != n->before.st_size || now.st_mtim.tv_sec != n->before.st_mtim.tv_sec ||
+	      now.st_mtim.tv_nsec != n->before.st_mtim.tv_nsec;
+	pthread_mutex_unlock(&n->lock);
+	return yes;
+}
+
 void eq_file_close(struct eq_fs *fs, struct eq_file *f)
 {
+	if (f->writer && f->passed && written(f->node))
+		eq_dirty_set(fs, f->node);
 	if (f->writer)
 		eq_writer_end(fs, f->node);
 	file_free(fs, f);
@@ -168,6 +188,8 @@ int eq_file_open(struct eq_fs *fs, struct eq_node *n, int flags, struct eq_file 
 	}
 	if (f->fd >= 0)
 		*keep = unchanged(n, f->fd);
+	if (f->arc && fs->hot)
+		f->copy = eq_hot_get(fs->hot, f->arc);
 	*out = f;
 	return 0;
 }
@@ -225,26 +247,41 @@ void eq_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 		eq_reply(req, rc);
 		return;
 	}
+	eq_file_answer(req, f, keep, fi);
+	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: no release comes */
+		eq_file_unopened(fs, f);
+}
+
+void eq_file_answer(fuse_req_t req, struct eq_file *f, bool keep, struct fuse_file_info *fi)
+{
+	int fd = f->copy ? eq_hot_fd(f->copy) : f->arc ? -1 : (int)f->fd;
+
 	fi->fh = (uintptr_t)f;
 	fi->keep_cache = keep;
-	if (fuse_reply_open(req, fi) == -ENOENT) /* interrupted: no release comes */
-		eq_file_close(fs, f);
+	eq_pass_open(req, eq_fs_of(req), f, fd, fi);
+}
+
+void eq_file_unopened(struct eq_fs *fs, struct eq_file *f)
+{
+	eq_pass_close(NULL, f);
+	eq_file_close(fs, f);
 }
 
 void eq_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
+	eq_pass_close(req, eq_file_of(fi));
 	eq_file_close(eq_fs_of(req), eq_file_of(fi));
 	eq_reply(req, 0);
 }
 
 /* ---- reading ------------------------------------------------------------------ */
 
-static void read_plain(fuse_req_t req, struct eq_file *f, size_t size, off_t off)
+/* The bytes are those of a file below, or of a decoded copy in memory. */
+static void read_below(fuse_req_t req, int fd, enum eq_served what, size_t size, off_t off)
 {
 	struct eq_fs *fs = eq_fs_of(req);
 	char *buf = eq_scratch(fs, size);
-	int fd = file_fd(f);
 	size_t got = 0;
 	ssize_t n;
 
@@ -257,7 +294,7 @@ static void read_plain(fuse_req_t req, struct eq_file *f, size_t size, off_t off
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0) {
-			eq_stats_read(&fs->stats, EQ_SERVED_PLAIN, -1);
+			eq_stats_read(&fs->stats, what, -1);
 			eq_reply(req, -errno);
 			return;
 		}
@@ -265,7 +302,7 @@ static void read_plain(fuse_req_t req, struct eq_file *f, size_t size, off_t off
 			break;
 		got += (size_t)n;
 	}
-	eq_stats_read(&fs->stats, EQ_SERVED_PLAIN, (int64_t)got);
+	eq_stats_read(&fs->stats, what, (int64_t)got);
 	fuse_reply_buf(req, buf, got);
 }
 
@@ -352,10 +389,12 @@ void eq_op_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off, struct f
 	struct eq_file *f = eq_file_of(fi);
 
 	(void)ino;
-	if (f->arc && f->node->archive)
+	if (f->copy && f->node->archive)
+		read_below(req, eq_hot_fd(f->copy), EQ_SERVED_ARCHIVE, size, off);
+	else if (f->arc && f->node->archive)
 		read_archive(req, f, size, off, fi->flags & O_DIRECT);
 	else
-		read_plain(req, f, size, off);
+		read_below(req, file_fd(f), EQ_SERVED_PLAIN, size, off);
 }
 
 void eq_op_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi)

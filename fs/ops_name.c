@@ -324,10 +324,9 @@ void eq_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 		eq_reply(req, rc);
 		return;
 	}
-	fi->fh = (uintptr_t)file;
-	fi->keep_cache = keep;
+	eq_file_answer(req, file, keep, fi);
 	if (fuse_reply_create(req, &e, fi) == -ENOENT) {
-		eq_file_close(fs, file);
+		eq_file_unopened(fs, file);
 		eq_node_forget(&fs->nodes, n, 1);
 	}
 }
@@ -388,6 +387,7 @@ void eq_name_gone(struct eq_fs *fs, struct eq_node *n, struct eq_node *parent, c
 	} else {
 		count_gone(fs, n);
 		eq_compact_drop(fs, n);
+		eq_hot_gone(fs->hot, n->dev, n->ino);
 	}
 }
 

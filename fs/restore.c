@@ -4,6 +4,7 @@
  * disk before it takes its name, and takes its name before the archive goes: a
  * crash leaves either, or both, and then the plain file counts.
  */
+#define FUSE_USE_VERSION 314
 #include "config.h"
 
 #include <errno.h>
@@ -14,11 +15,13 @@
 #include <unistd.h>
 
 #include "compact.h"
+#include "passthrough.h"
 
 struct restore {
 	struct eq_fs *fs;
 	struct eq_node *n, *parent;
 	bool empty;
+	bool apart;             /* n goes on being the archive, without a name */
 	bool again;             /* to be encoded again though nobody has written */
 	char name[NAME_MAX + 1], archive[NAME_MAX + 1];
 	char tmp[EQ_TMP_NAME_SIZE];
@@ -139,8 +142,11 @@ static int swap(struct restore *r)
 	}
 	r->tmp[0] = '\0';
 	/* From here on the plain file counts, whatever becomes of the archive. */
-	rc = eq_node_rebind(&r->fs->nodes, r->n, fd);
-	if (rc)
+	if (r->apart)
+		eq_node_remove(&r->fs->nodes, r->n, r->parent, r->name);
+	else
+		rc = eq_node_rebind(&r->fs->nodes, r->n, fd);
+	if (rc || r->apart)
 		close(fd);
 	if (unlinkat(r->parent->fd, r->archive, 0))
 		eq_log(&r->fs->log, EQ_LOG_WARN, "%s: cannot remove: %s", r->archive,
@@ -167,12 +173,16 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 {
 	struct restore r = { .fs = fs, .n = n, .empty = empty, .fd = -1 };
 	char path[PATH_MAX];
+	dev_t dev = n->dev;
+	ino_t ino = n->ino;
 	int hold, rc;
 
 	eq_node_path(&fs->nodes, n, path, sizeof(path));
 	rc = eq_node_place(&fs->nodes, n, &r.parent, r.name);
 	if (rc)
 		return -ESTALE;
+	/* Whom the kernel has given a decoded copy cannot be told of another file. */
+	r.apart = eq_pass_held(n);
 	rc = check_writable(&r);
 	if (!rc)
 		rc = eq_name_archive(r.name, r.archive);
@@ -195,9 +205,12 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	if (rc && r.tmp[0])
 		unlinkat(r.parent->fd, r.tmp, 0);
 	close(r.fd);
-	if (!rc && r.again)
+	if (!rc)
+		eq_hot_gone(fs->hot, dev, ino);
+	if (!rc && r.again && !r.apart)
 		eq_dirty_set(fs, n);
 out:
+	eq_pass_back(n);
 	eq_node_unref(&fs->nodes, r.parent);
 	if (rc && rc != -ESTALE) {
 		if (!r.err.text[0])
@@ -207,5 +220,5 @@ out:
 	} else if (!rc) {
 		eq_log(&fs->log, EQ_LOG_INFO, "made a plain file again: %s", path);
 	}
-	return rc;
+	return !rc && r.apart ? -ESTALE : rc;
 }

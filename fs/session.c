@@ -265,6 +265,8 @@ static int fs_init(struct eq_fs *fs, const struct eq_mount *m)
 	window = m->cache_bytes / 4 < MAX_WINDOW ? m->cache_bytes / 4 : MAX_WINDOW;
 	if (!rc)
 		rc = eq_ahead_create(&fs->arcs, fs->cache, threads, window, &fs->ahead);
+	if (!rc && m->hot_bytes)
+		rc = eq_hot_create(fs, m->hot_bytes, &fs->hot);
 	return rc;
 }
 
@@ -277,6 +279,7 @@ static void fs_fini(struct eq_fs *fs)
 	eq_ahead_free(fs->ahead);
 	eq_handles_drop(fs);
 	pthread_mutex_destroy(&fs->handles_lock);
+	eq_hot_free(fs->hot);
 	eq_cache_free(fs->cache);
 	eq_pool_free(fs->pool);
 	eq_nodes_fini(&fs->nodes);

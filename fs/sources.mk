@@ -12,6 +12,8 @@ EQ_FS_SOURCES = \
 	fs/compact.h \
 	fs/eqfs.h \
 	fs/fs.h \
+	fs/hot.c \
+	fs/hot.h \
 	fs/inode.c \
 	fs/inode.h \
 	fs/log.c \
@@ -29,6 +31,8 @@ EQ_FS_SOURCES = \
 	fs/ops_rename.c \
 	fs/ops_virtual.c \
 	fs/ops_xattr.c \
+	fs/passthrough.c \
+	fs/passthrough.h \
 	fs/prefetch.c \
 	fs/prefetch.h \
 	fs/ready.c \

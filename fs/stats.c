@@ -123,6 +123,8 @@ static void put_requests(FILE *f, const struct eq_stats *s)
 	by_kind(f, "read_errors_total", "Requests to read that failed.", s->read_errors);
 	counter(f, "write_requests_total", "Requests to write.", s->writes);
 	counter(f, "written_bytes_total", "Bytes written.", s->written_bytes);
+	counter(f, "passed_files_total", "Opens of files that the kernel serves without eqfs; none of "
+		"the above counts these.", s->passed);
 }
 
 static void put_queue(FILE *f, struct eq_fs *fs)
@@ -173,6 +175,18 @@ static void put_cache(FILE *f, struct eq_fs *fs)
 	counter(f, "decode_errors_total", "Extents that could not be read or decoded.", c.failed);
 }
 
+static void put_hot(FILE *f, struct eq_fs *fs)
+{
+	struct eq_hot_stats h;
+
+	eq_hot_stats(fs->hot, &h);
+	gauge(f, "hot_files", "Archives that are kept decoded as a whole, or soon will be.", h.files);
+	gauge(f, "hot_bytes", "Memory they take.", h.bytes);
+	gauge(f, "hot_limit_bytes", "What they may take.", h.limit);
+	counter(f, "hot_made_files_total", "Archives decoded as a whole.", h.made);
+	counter(f, "hot_dropped_files_total", "Those that were dropped again.", h.dropped);
+}
+
 static uint64_t not_negative(int64_t v)
 {
 	return v < 0 ? 0 : (uint64_t)v;
@@ -203,6 +217,7 @@ char *eq_stats_text(struct eq_fs *fs, size_t *len)
 	put_queue(f, fs);
 	put_requests(f, &fs->stats);
 	put_cache(f, fs);
+	put_hot(f, fs);
 	bad = ferror(f);
 	if (fclose(f) || bad) {
 		free(text);

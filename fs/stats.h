@@ -22,6 +22,7 @@ struct eq_stats {
 	/* By enum eq_served. */
 	_Atomic uint64_t reads[2], read_bytes[2], read_errors[2];
 	_Atomic uint64_t writes, written_bytes;
+	_Atomic uint64_t passed;        /* opens that the kernel serves by itself */
 	/* The background. Nanoseconds of successful encodes, the comparison included. */
 	_Atomic uint64_t encoded, encoded_in, encoded_out, encoded_ns;
 	_Atomic uint64_t failed, skipped, put_off;

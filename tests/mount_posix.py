@@ -83,7 +83,7 @@ def test_fio():
     size = "256M" if LONG else "8M"
     for p in places("fio"):
         for engine, extra in (("psync", []), ("mmap", []), ("psync", ["--direct=1"]), ("libaio", ["--direct=1", "--iodepth=8"])):
-            r = subprocess.run([fio, "--name=v", "--directory=" + p(), "--rw=randwrite", "--bsrange=4k-128k",
+            r = subprocess.run([fio, "--name=v", "--directory=" + p(), "--aux-path=" + TMP, "--rw=randwrite", "--bsrange=4k-128k",
                                 "--size=" + size, "--numjobs=3", "--verify=crc32c", "--verify_fatal=1", "--do_verify=1",
                                 "--verify_backlog=64", "--ioengine=" + engine, *extra],
                                capture_output=True, text=True, check=False)

@@ -52,6 +52,7 @@ SCRIPT_TESTS = \
 	tests/mount_model.py \
 	tests/mount_names.py \
 	tests/mount_options.py \
+	tests/mount_pass.py \
 	tests/mount_posix.py \
 	tests/mount_python.py \
 	tests/mount_random.py \

@@ -40,7 +40,7 @@ struct options {
 	bool misused;                   /* an option's value makes no sense */
 };
 
-enum { KEY_POLICY, KEY_SETTLE, KEY_DRAIN, KEY_CACHE, KEY_THREADS, KEY_READ_ONLY, KEY_GPU_MEM };
+enum { KEY_POLICY, KEY_SETTLE, KEY_DRAIN, KEY_CACHE, KEY_HOT, KEY_THREADS, KEY_READ_ONLY, KEY_GPU_MEM };
 
 #define FLAG(text, member) { text, offsetof(struct options, member), 1 }
 
@@ -64,6 +64,7 @@ static const struct fuse_opt known[] = {
 	FUSE_OPT_KEY("settle=", KEY_SETTLE),
 	FUSE_OPT_KEY("drain=", KEY_DRAIN),
 	FUSE_OPT_KEY("cache=", KEY_CACHE),
+	FUSE_OPT_KEY("hot=", KEY_HOT),
 	FUSE_OPT_KEY("threads=", KEY_THREADS),
 	{ "gpu=%s", offsetof(struct options, gpu), 0 },
 	{ "setuid=%s", offsetof(struct options, user), 0 },
@@ -134,6 +135,7 @@ static int option(void *data, const char *arg, int key, struct fuse_args *outarg
 {
 	struct options *o = data;
 	const char *value = strchr(arg, '=');
+	size_t size;
 
 	(void)outargs;
 	value = value ? value + 1 : "";
@@ -151,6 +153,11 @@ static int option(void *data, const char *arg, int key, struct fuse_args *outarg
 	case KEY_CACHE:
 		if (parse_size(value, &o->mount.cache_bytes))
 			return bad(o, "not a size of 1M or more", arg);
+		return 0;
+	case KEY_HOT:
+		if (parse_size(value, &size))
+			return bad(o, "not a size of 1M or more", arg);
+		o->mount.hot_bytes = size;
 		return 0;
 	case KEY_GPU_MEM:
 		if (parse_size(value, &o->gpu_mem))
@@ -199,6 +206,7 @@ static void help(void)
 	     "  settle=SEC     encode when a file has been quiet that long (default: 2)\n"
 	     "  drain=SEC      at a signal, go on encoding what is due that long (default: 5)\n"
 	     "  cache=SIZE     memory for decoded data, as 512M or 2G (default: 256M)\n"
+	     "  hot=SIZE       memory for archives decoded as a whole (default: none)\n"
 	     "  threads=N      to decode and encode (default: one a CPU)\n"
 	     "  gpu=GPU        use a GPU: auto, off (default) or its number\n"
 	     "  gpu-mem=SIZE   device memory to use at most (default: 256M)\n"

@@ -3,7 +3,7 @@
 _eqfs() {
 	local cur=${COMP_WORDS[COMP_CWORD]} i=$COMP_CWORD option=''
 	local options='bits= lambda= format=fp8 format=int8 include= exclude=
-		settle= drain= setuid= cache= threads= gpu= gpu-mem= ro allow_other default_permissions'
+		settle= drain= setuid= cache= hot= threads= gpu= gpu-mem= ro allow_other default_permissions'
 	COMPREPLY=()
 	# The shell cuts words at the sign; find out whether -o began this one.
 	while ((i > 1)); do

@@ -1,0 +1,367 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#define _GNU_SOURCE
+#include "config.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "fs.h"
+
+#define MAX_FAILED 64           /* archives remembered as not to be decoded */
+
+enum state { WAITING, MAKING, READY, FAILED };
+
+struct eq_hot_copy {
+	struct eq_hot_copy *prev, *next; /* the last used first */
+	dev_t dev;
+	ino_t ino;
+	off_t stored;
+	struct timespec mtim;   /* of the archive, as all of the above */
+	uint64_t bytes;         /* that it takes, or will */
+	int fd;                 /* -1 until it is ready */
+	enum state state;
+	unsigned refs;          /* of open files, and one of the list */
+	_Atomic bool gone;      /* nobody will ask for it again */
+	struct eq_arc *arc;     /* while waiting; with a reference */
+};
+
+struct eq_hot {
+	struct eq_fs *fs;
+	uint64_t limit, bytes;
+	uint64_t files, failed, made, dropped;
+	struct eq_hot_copy *first, *last;
+	pthread_mutex_t lock;
+	pthread_cond_t work;
+	pthread_t thread;
+	_Atomic bool stop;
+};
+
+/* ---- the list, under the lock ------------------------------------------------- */
+
+static void link_first(struct eq_hot *h, struct eq_hot_copy *c)
+{
+	c->prev = NULL;
+	c->next = h->first;
+	*(h->first ? &h->first->prev : &h->last) = c;
+	h->first = c;
+}
+
+static void unlink_copy(struct eq_hot *h, struct eq_hot_copy *c)
+{
+	*(c->prev ? &c->prev->next : &h->first) = c->next;
+	*(c->next ? &c->next->prev : &h->last) = c->prev;
+}
+
+static struct eq_hot_copy *find(struct eq_hot *h, const struct eq_arc *a)
+{
+	struct eq_hot_copy *c;
+
+	for (c = h->first; c; c = c->next)
+		if (c->ino == a->ino && c->dev == a->dev && c->stored == a->size &&
+		    c->mtim.tv_sec == a->mtim.tv_sec && c->mtim.tv_nsec == a->mtim.tv_nsec)
+			return c;
+	return NULL;
+}
+
+/* What the copy takes is given back when nobody holds it any more. */
+static void unref(struct eq_hot *h, struct eq_hot_copy *c)
+{
+	if (--c->refs)
+		return;
+	if (c->state == FAILED) {
+		h->failed--;
+	} else {
+		h->bytes -= c->bytes;
+		h->files--;
+	}
+	if (c->fd >= 0)
+		close(c->fd);
+	free(c);
+}
+
+/* Off the list, so that nobody finds it. Not one that is waiting or being made:
+ * those the worker takes off. */
+static void drop(struct eq_hot *h, struct eq_hot_copy *c)
+{
+	unlink_copy(h, c);
+	h->dropped += c->state == READY;
+	unref(h, c);
+}
+
+/* Drop what nobody uses, beginning with the longest unused, until there are so
+ * many bytes to be had. */
+static bool make_room(struct eq_hot *h, uint64_t bytes)
+{
+	struct eq_hot_copy *c, *prev;
+
+	for (c = h->last; c && h->bytes + bytes > h->limit; c = prev) {
+		prev = c->prev;
+		if (c->refs == 1 && c->state == READY)
+			drop(h, c);
+	}
+	return h->bytes + bytes <= h->limit;
+}
+
+static void forget_failures(struct eq_hot *h)
+{
+	struct eq_hot_copy *c, *prev;
+
+	for (c = h->last; c && h->failed > MAX_FAILED; c = prev) {
+		prev = c->prev;
+		if (c->state == FAILED && c->refs == 1)
+			drop(h, c);
+	}
+}
+
+/* ---- making one ------------------------------------------------------------------ */
+
+/* What the system could give without swapping, bytes; all there is if it won't say. */
+static uint64_t available(void)
+{
+	FILE *f = fopen("/proc/meminfo", "re");
+	uint64_t kib = UINT64_MAX >> 10;
+	char line[128];
+
+	while (f && fgets(line, sizeof(line), f))
+		if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
+			break;
+	if (f)
+		fclose(f);
+	return kib << 10;
+}
+
+struct making {
+	struct eq_hot *h;
+	struct eq_hot_copy *c;
+};
+
+static int unwanted(void *arg, const char *what, uint64_t done, uint64_t total)
+{
+	struct making *m = arg;
+
+	(void)what, (void)done, (void)total;
+	return m->h->stop || m->c->gone;
+}
+
+static int make(struct eq_hot *h, struct eq_hot_copy *c, struct eq_arc *arc, int *out)
+{
+	struct making m = { h, c };
+	struct eq_run run = { .pool = h->fs->pool, .backend = h->fs->m->backend,
+			      .progress = unwanted, .progress_arg = &m };
+	struct eq_error err = { "" };
+	int fd, rc;
+
+	/* Decoding it must not push everything else out of memory. */
+	if (c->bytes / 3 >= available() / 4)
+		return -ENOMEM;
+	fd = memfd_create("eqfs-hot", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return -errno;
+	rc = eq_archive_unpack(arc->archive, fd, &run, &err);
+	if (!rc && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
+		rc = -errno;
+	if (rc) {
+		close(fd);
+		if (rc != -ECANCELED)
+			eq_log(&h->fs->log, EQ_LOG_WARN, "not kept decoded: %s",
+			       err.text[0] ? err.text : eq_strerror(rc));
+		return rc;
+	}
+	*out = fd;
+	return 0;
+}
+
+/* Under the lock: rc is what became of c. */
+static void made(struct eq_hot *h, struct eq_hot_copy *c, int rc, int fd)
+{
+	if (!rc) {
+		c->fd = fd;
+		c->state = READY;
+		h->made++;
+	}
+	if (!rc && !c->gone)
+		return;
+	if (!rc || c->gone || (rc != EQ_ECORRUPT && rc != -EIO)) { /* may be tried again */
+		drop(h, c);
+		return;
+	}
+	h->bytes -= c->bytes;
+	h->files--;
+	c->state = FAILED;
+	h->failed++;
+	forget_failures(h);
+}
+
+static struct eq_hot_copy *next_waiting(struct eq_hot *h)
+{
+	struct eq_hot_copy *c;
+
+	for (c = h->last; c && c->state != WAITING; c = c->prev)
+		;
+	return c;
+}
+
+static void *worker(void *arg)
+{
+	struct eq_hot *h = arg;
+	struct eq_hot_copy *c;
+	struct eq_arc *arc;
+	int rc, fd = -1;
+
+	pthread_mutex_lock(&h->lock);
+	while (!h->stop) {
+		c = next_waiting(h);
+		if (!c) {
+			pthread_cond_wait(&h->work, &h->lock);
+			continue;
+		}
+		c->state = MAKING;
+		arc = c->arc;
+		c->arc = NULL;
+		pthread_mutex_unlock(&h->lock);
+		rc = make(h, c, arc, &fd);
+		eq_arc_put(&h->fs->arcs, arc);
+		pthread_mutex_lock(&h->lock);
+		made(h, c, rc, fd);
+	}
+	pthread_mutex_unlock(&h->lock);
+	return NULL;
+}
+
+/* ---- the interface --------------------------------------------------------------- */
+
+int eq_hot_create(struct eq_fs *fs, uint64_t limit, struct eq_hot **out)
+{
+	struct eq_hot *h = calloc(1, sizeof(*h));
+	int rc;
+
+	*out = NULL;
+	if (!h)
+		return -ENOMEM;
+	h->fs = fs;
+	h->limit = limit;
+	pthread_mutex_init(&h->lock, NULL);
+	pthread_cond_init(&h->work, NULL);
+	rc = -pthread_create(&h->thread, NULL, worker, h);
+	if (rc) {
+		pthread_cond_destroy(&h->work);
+		pthread_mutex_destroy(&h->lock);
+		free(h);
+		return rc;
+	}
+	*out = h;
+	return 0;
+}
+
+void eq_hot_free(struct eq_hot *h)
+{
+	struct eq_hot_copy *c;
+
+	if (!h)
+		return;
+	pthread_mutex_lock(&h->lock);
+	h->stop = true;
+	pthread_cond_signal(&h->work);
+	pthread_mutex_unlock(&h->lock);
+	pthread_join(h->thread, NULL);
+	while ((c = h->first)) {
+		eq_arc_put(&h->fs->arcs, c->arc);
+		drop(h, c);
+	}
+	pthread_cond_destroy(&h->work);
+	pthread_mutex_destroy(&h->lock);
+	free(h);
+}
+
+/* Under the lock. The registry of archives is locked within. */
+static void want(struct eq_hot *h, struct eq_arc *arc)
+{
+	uint64_t bytes = arc->info->size;
+	struct eq_hot_copy *c;
+
+	if (bytes > h->limit || !make_room(h, bytes))
+		return;
+	c = calloc(1, sizeof(*c));
+	if (!c)
+		return;
+	*c = (struct eq_hot_copy){ .dev = arc->dev, .ino = arc->ino, .stored = arc->size,
+				   .mtim = arc->mtim, .bytes = bytes, .fd = -1,
+				   .state = WAITING, .refs = 1, .arc = arc };
+	eq_arc_ref(&h->fs->arcs, arc);
+	link_first(h, c);
+	h->bytes += bytes;
+	h->files++;
+	pthread_cond_signal(&h->work);
+}
+
+struct eq_hot_copy *eq_hot_get(struct eq_hot *h, struct eq_arc *arc)
+{
+	struct eq_hot_copy *c;
+
+	pthread_mutex_lock(&h->lock);
+	c = find(h, arc);
+	if (!c) {
+		want(h, arc);
+	} else {
+		unlink_copy(h, c);
+		link_first(h, c);
+		if (c->state == READY)
+			c->refs++;
+		else
+			c = NULL;
+	}
+	pthread_mutex_unlock(&h->lock);
+	return c;
+}
+
+void eq_hot_put(struct eq_hot *h, struct eq_hot_copy *copy)
+{
+	if (!copy)
+		return;
+	pthread_mutex_lock(&h->lock);
+	unref(h, copy);
+	pthread_mutex_unlock(&h->lock);
+}
+
+int eq_hot_fd(const struct eq_hot_copy *copy)
+{
+	return copy->fd;
+}
+
+void eq_hot_gone(struct eq_hot *h, dev_t dev, ino_t ino)
+{
+	struct eq_hot_copy *c, *next;
+
+	if (!h)
+		return;
+	pthread_mutex_lock(&h->lock);
+	for (c = h->first; c; c = next) {
+		next = c->next;
+		if (c->dev != dev || c->ino != ino)
+			continue;
+		c->gone = true;
+		if (c->state == READY || c->state == FAILED)
+			drop(h, c);
+	}
+	pthread_mutex_unlock(&h->lock);
+}
+
+void eq_hot_stats(struct eq_hot *h, struct eq_hot_stats *out)
+{
+	memset(out, 0, sizeof(*out));
+	if (!h)
+		return;
+	pthread_mutex_lock(&h->lock);
+	out->files = h->files;
+	out->bytes = h->bytes;
+	out->limit = h->limit;
+	out->made = h->made;
+	out->dropped = h->dropped;
+	pthread_mutex_unlock(&h->lock);
+}
