@@ -392,10 +392,13 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		eq_count(&fs->stats.skipped, 1);
 		set_reason(j->node, "has hard links");
 		return;
-	case -ENOTSUP:
-	case -ENAMETOOLONG: /* found out before the contents: perhaps no model at all */
+	case -ENAMETOOLONG: /* until it has another; perhaps it is no model at all */
 		eq_count(&fs->stats.skipped, 1);
-		dirty_clear(fs, j->node, rc == -ENOTSUP ? "the archive would not be smaller" : why);
+		set_reason(j->node, why);
+		return;
+	case -ENOTSUP:
+		eq_count(&fs->stats.skipped, 1);
+		dirty_clear(fs, j->node, "the archive would not be smaller");
 		eq_log(&fs->log, EQ_LOG_INFO, "not encoded: %s", text);
 		return;
 	case -EISDIR: /* NAME.eqar is one */
