@@ -164,3 +164,8 @@ const char *eq_cpu_isa(void)
 {
 	return eq_kernels_get()->isa;
 }
+
+unsigned eq_cpu_streams(void)
+{
+	return eq_kernels_get()->streams;
+}

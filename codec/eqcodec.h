@@ -170,6 +170,8 @@ const struct eq_backend *eq_backend_cpu(void);
 const char *eq_backend_name(const struct eq_backend *be);
 /* Instruction set in use: "avx512", "avx2", "neon" or "c". */
 const char *eq_cpu_isa(void);
+/* Chunks of a tensor that its decoder is fastest with when it gets them together. */
+unsigned eq_cpu_streams(void);
 
 /* ---- archives: reading --------------------------------------------------- */
 

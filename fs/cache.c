@@ -69,8 +69,9 @@ int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend 
 	c->limit = limit;
 	c->pool = pool;
 	c->backend = backend;
-	/* A device wants much at once; CPUs, each its own. */
-	c->batch = backend == eq_backend_cpu() ? 1 : EQ_PIECES;
+	/* A device wants much at once; a core, as many as fill its pipelines: one chunk
+	 * alone waits for its own results, and two or four hardly take longer. */
+	c->batch = backend == eq_backend_cpu() ? eq_cpu_streams() : EQ_PIECES;
 	return 0;
 }
 
