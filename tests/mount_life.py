@@ -177,14 +177,17 @@ def test_privileges():
 # ---- the end ----
 
 
-def slow_queue(m, n=12):
-    """Files that take a while each, all due; returns their digests."""
+def slow_queue(store, n=16):
+    """Files that take a while each, and that the next mount finds waiting; returns their
+    digests."""
     want = {}
     save_file(model(7, rows=1024, cols=1024, layers=4), scratch("slow.source"))
     digest = sha(scratch("slow.source"))
-    for i in range(n):
-        shutil.copyfile(scratch("slow.source"), m.path(f"m{i:02}"))
-        want[f"m{i:02}"] = digest
+    with Mount(store, settle="1000") as m:
+        for i in range(n):
+            shutil.copyfile(scratch("slow.source"), m.path(f"m{i:02}"))
+            want[f"m{i:02}"] = digest
+    assert plain(m) == sorted(want)
     return want
 
 
@@ -208,9 +211,10 @@ def plain(m):
 def test_drain():
     """A large queue: what is due is encoded as time allows, the rest at the next mount."""
     store = scratch("drain")
-    m = Mount(store, "drain=0.2", settle="0")
-    want = slow_queue(m)
-    ends(m, 0.2)
+    want = slow_queue(store)
+    m = Mount(store, "drain=0.1", settle="0")
+    poll("at it", lambda: b"\neqfs_encoding_files 1\n" in read(m.path(".eqfs", "stats")))
+    ends(m, 0.1)
     left = plain(m)
     assert left, "a queue too short to tell anything"
     assert not [n for n in left if n.startswith(".eqfs-tmp")], left
@@ -231,8 +235,8 @@ def test_drain():
 
 
 def test_second_signal():
+    slow_queue(scratch("second"))
     m = Mount(scratch("second"), "drain=1000", settle="0")
-    slow_queue(m)
     took = ends(m, 0, (signal.SIGTERM, signal.SIGINT))
     assert plain(m), f"encoded all in {took} s"
 
