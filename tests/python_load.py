@@ -219,7 +219,7 @@ def test_torch():
             assert all(t.is_cuda for t in got.values())
             check(got, expected, torch_bytes)
     free = []
-    for _ in range(4):  # whose first may take memory that stays, for torch's kernels
+    for _ in range(12):  # whose first may take memory that stays, for torch's kernels
         got = {k: torch.from_dlpack(t) for k, t in eqfs.load_file(ARCHIVE, "cuda", "dlpack").items()}
         check(got, EXPECTED, torch_bytes)
         assert got["embed"].dtype == torch.bfloat16 and got["e4m3"].dtype == torch.uint8
@@ -232,7 +232,8 @@ def test_torch():
         torch.cuda.empty_cache()
         free.append(torch.cuda.mem_get_info()[0])
         assert free[-1] > loaded, "DLPack tensors are not freed"
-    assert free[1] == free[3], f"memory that stays: {free}"
+    # The driver may keep a block of 2 MiB; ten times any large tensor is more.
+    assert free[1] - free[-1] <= 4 << 20, f"memory that stays: {free}"
     return None
 
 
