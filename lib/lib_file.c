@@ -107,7 +107,7 @@ static int open_behind(const char *path, int *fd, char **name, struct eq_error *
 	} else if (access(plain, F_OK) == 0) { /* the plain file wins */
 		rc = eq_fail(err, EQ_ENOTEQAR, "%s: not encoded: %s is a plain file", path, plain);
 	} else {
-		*fd = open(*name, O_RDONLY | O_CLOEXEC);
+		*fd = open(*name, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
 		if (*fd < 0)
 			rc = eq_fail(err, -errno, "%s: its archive %s: %s", path, *name,
 				     strerror(errno));
@@ -120,7 +120,7 @@ static int open_behind(const char *path, int *fd, char **name, struct eq_error *
 
 static int archive_open(const char *path, struct eq_archive **out, struct eq_error *err)
 {
-	int fd = open(path, O_RDONLY | O_CLOEXEC), rc;
+	int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK), rc;
 	char *name = NULL;
 
 	*out = NULL;
@@ -165,6 +165,7 @@ int eqfs_file_open(const char *path, struct eqfs_file **out, struct eqfs_error *
 			.bits = eq_dtype_bits(info[i].dtype), .ndim = info[i].ndim,
 			.shape = info[i].dims, .n_bytes = info[i].n_bytes,
 			.stored = info[i].stored, .lossy = info[i].lossy,
+			.name_len = info[i].name_len,
 		};
 	*out = f;
 	return 0;

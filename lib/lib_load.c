@@ -83,7 +83,7 @@ static bool take(struct load *l, struct stage *s)
 		if (l->at == t->n_bytes) {
 			l->next++;
 			l->at = 0;
-			n_tensors++;
+			n_tensors += s->n > 0; /* none of those skipped before the first */
 			continue;
 		}
 		eq_archive_locate(l->archive, t->begin + l->at, &j->ext);
@@ -387,6 +387,12 @@ int eqfs_load(struct eqfs_file *f, struct eqfs_device *d, const size_t *index,
 	pthread_mutex_init(&l.lock, NULL);
 	eq_pool_for(d->pool, workers_for(&l), d->load ? gpu_worker : host_worker, &l);
 	pthread_mutex_destroy(&l.lock);
+	while (l.next < n && l.at == l.tensors[l.index[l.next]].n_bytes) { /* empty ones */
+		l.next++;
+		l.at = 0;
+	}
+	if (!l.rc && l.next < n)
+		l.rc = eq_fail(&l.err, -EIO, "%zu tensors were not loaded", n - l.next);
 	if (l.rc && err)
 		*eq_lib_error(err) = l.err;
 	return l.rc;

@@ -38,7 +38,7 @@ struct eqfs_file;
 
 /* One tensor; belongs to its file. Members may be added at the end. */
 struct eqfs_tensor {
-	const char *name;       /* UTF-8 */
+	const char *name;       /* UTF-8; NUL-terminated, and may hold NULs before that */
 	const char *dtype;      /* as in safetensors: "BF16", "F8_E4M3" ... */
 	uint32_t bits;          /* of an element */
 	uint32_t ndim;
@@ -46,6 +46,7 @@ struct eqfs_tensor {
 	uint64_t n_bytes;       /* decoded: what loading writes */
 	uint64_t stored;        /* bytes in the archive */
 	int lossy;
+	uint32_t name_len;      /* bytes, without the NUL at the end */
 };
 
 /*

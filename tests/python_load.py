@@ -99,6 +99,25 @@ def test_numpy():
     check(eqfs.load_file(str(LOSSLESS), framework="numpy"), unpacked(PLAIN), lambda a: a.tobytes())
 
 
+def test_odd_names_and_many_empty_tensors():
+    """NULs in names, and more tensors without bytes in a row than any batch has."""
+    names = ["w", "w\0x", "w\0"]
+    header = {f"e{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(2000)}
+    header.update({n: {"dtype": "U8", "shape": [3], "data_offsets": [3 * i, 3 * i + 3]} for i, n in enumerate(names)})
+    text = json.dumps(header).encode()
+    plain = TMP / "odd.safetensors"
+    plain.write_bytes(len(text).to_bytes(8, "little") + text + b"onetwosix")
+    subprocess.run([EQAR, "pack", "-q", str(plain), str(TMP / "odd.eqar")], check=True)
+    got = eqfs.load_file(str(TMP / "odd.eqar"), framework="np")
+    assert len(got) == 2003
+    assert [got[n].tobytes() for n in names] == [b"one", b"two", b"six"]
+
+
+def test_no_archive_and_no_hang():
+    os.mkfifo(TMP / "fifo.eqar")
+    raises(eqfs.EqfsError, "fifo.eqar", eqfs.load_file, str(TMP / "fifo.eqar"), framework="np")
+
+
 def test_safe_open():
     with eqfs.safe_open(ARCHIVE, framework="np") as f:
         assert list(f.keys()) == list(EXPECTED)

@@ -25,9 +25,9 @@ class _Error(Structure):
 
 
 class _Tensor(Structure):
-    _fields_ = [("name", c_char_p), ("dtype", c_char_p), ("bits", c_uint32), ("ndim", c_uint32),
+    _fields_ = [("name", c_void_p), ("dtype", c_char_p), ("bits", c_uint32), ("ndim", c_uint32),
                 ("shape", POINTER(c_uint64)), ("n_bytes", c_uint64), ("stored", c_uint64),
-                ("lossy", c_int)]
+                ("lossy", c_int), ("name_len", c_uint32)]
 
 
 class _Options(Structure):
@@ -86,7 +86,7 @@ class Tensor:
 
     def __init__(self, file, index, raw):
         self._file, self.index, self.raw = file, index, raw
-        self.name = raw.contents.name.decode()
+        self.name = ctypes.string_at(raw.contents.name, raw.contents.name_len).decode() # may hold NULs
         self.dtype = raw.contents.dtype.decode()
         self.bits = raw.contents.bits
         self.shape = tuple(raw.contents.shape[:raw.contents.ndim])
