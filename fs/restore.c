@@ -207,6 +207,8 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	close(r.fd);
 	if (!rc)
 		eq_hot_gone(fs->hot, dev, ino);
+	if (hold >= 0) /* not before: its number could be another archive's by then */
+		close(hold);
 	if (!rc && r.again && !r.apart)
 		eq_dirty_set(fs, n);
 out:
