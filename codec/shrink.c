@@ -136,7 +136,8 @@ static int remove_plain(struct shrink *s)
 	if (!rc && fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
 		return -errno;
 	if (!rc && !unchanged(s, &at)) {
-		rc = renameat2(s->dirfd, aside, s->dirfd, s->name, RENAME_NOREPLACE) ? -errno : -EBUSY;
+		rc = eq_tmp_aside_back(s->dirfd, aside, s->name);
+		rc = rc ? rc : -EBUSY;
 		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
 		return rc;
 	}

@@ -109,9 +109,15 @@ int eq_tmp_aside(int dirfd, const char *name, char aside[EQ_TMP_NAME_SIZE])
 int eq_tmp_aside_back(int dirfd, const char *aside, const char *name)
 {
 	struct mark m;
+	int rc = renameat2(dirfd, aside, dirfd, name, RENAME_NOREPLACE) ? -errno : 0;
 
-	if (renameat2(dirfd, aside, dirfd, name, RENAME_NOREPLACE))
-		return -errno;
+	if (rc == -EINVAL || rc == -ENOSYS) { /* not every filesystem can */
+		rc = linkat(dirfd, aside, dirfd, name, 0) ? -errno : 0;
+		if (!rc)
+			(void)!unlinkat(dirfd, aside, 0);
+	}
+	if (rc)
+		return rc;
 	mark_name(&m, dirfd, aside);
 	(void)!removexattr(m.dir, m.name);
 	return 0;
@@ -147,23 +153,26 @@ void eq_tmp_aside_forget(int dirfd)
 	free(names);
 }
 
-/* Put back what a crash has left aside, unless its name is taken, be it by an archive. */
-static bool put_back(int dirfd, const char *aside)
+/* Put back what a crash has left aside, unless its name is taken, be it by an archive.
+ * 1: done; 0: it is litter; or -errno: neither, so that it must stay. */
+static int put_back(int dirfd, const char *aside)
 {
 	char name[NAME_MAX + 1], archive[NAME_MAX + sizeof(EQ_SUFFIX)];
 	struct stat st;
 	struct mark m;
 	ssize_t len;
+	int rc;
 
 	mark_name(&m, dirfd, aside);
 	len = getxattr(m.dir, m.name, name, sizeof(name) - 1);
 	if (len <= 0)
-		return false;
+		return !len || errno == ENODATA || errno == ENOTSUP ? 0 : -errno;
 	name[len] = '\0';
 	snprintf(archive, sizeof(archive), "%s" EQ_SUFFIX, name);
 	if (strchr(name, '/') || fstatat(dirfd, archive, &st, AT_SYMLINK_NOFOLLOW) == 0)
-		return false;
-	return eq_tmp_aside_back(dirfd, aside, name) == 0;
+		return 0;
+	rc = eq_tmp_aside_back(dirfd, aside, name);
+	return rc == -EEXIST ? 0 : rc ? rc : 1;
 }
 
 int eq_tmp_sweep(int dirfd, const char *name)
@@ -179,7 +188,9 @@ int eq_tmp_sweep(int dirfd, const char *name)
 	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB))
 		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
 	if (!rc)
-		rc = put_back(dirfd, name) ? 1 : eq_tmp_aside_drop(dirfd, name);
+		rc = put_back(dirfd, name);
+	if (!rc)
+		rc = eq_tmp_aside_drop(dirfd, name);
 	if (fd >= 0)
 		close(fd);
 	return rc;
