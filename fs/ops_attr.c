@@ -82,10 +82,26 @@ static int set_archive_mtime(struct eq_node *n, const struct timespec *t)
 	return 0;
 }
 
+/* Setting times is no writing, for which a file that is passed through is looked at. */
+static void not_written(struct eq_node *n, const struct timespec *was)
+{
+	struct stat now;
+
+	if (fstat(n->fd, &now))
+		return;
+	pthread_mutex_lock(&n->lock);
+	if (n->writers && n->before.st_mtim.tv_sec == was->tv_sec &&
+	    n->before.st_mtim.tv_nsec == was->tv_nsec)
+		n->before.st_mtim = now.st_mtim;
+	pthread_mutex_unlock(&n->lock);
+}
+
 static int set_times(struct eq_node *n, const struct stat *attr, int to_set)
 {
 	struct timespec t[2] = { { .tv_nsec = UTIME_OMIT }, { .tv_nsec = UTIME_OMIT } }, now;
 	char path[EQ_PROC_SIZE];
+	struct stat was;
+	bool known;
 	int rc;
 
 	clock_gettime(CLOCK_REALTIME, &now);
@@ -105,7 +121,12 @@ static int set_times(struct eq_node *n, const struct stat *attr, int to_set)
 	if (S_ISLNK(n->type))
 		return utimensat(n->fd, "", t, AT_EMPTY_PATH | AT_SYMLINK_NOFOLLOW) ? -errno : 0;
 	eq_proc_path(path, n->fd);
-	return utimensat(AT_FDCWD, path, t, 0) ? -errno : 0;
+	known = fstat(n->fd, &was) == 0;
+	if (utimensat(AT_FDCWD, path, t, 0))
+		return -errno;
+	if (known)
+		not_written(n, &was.st_mtim);
+	return 0;
 }
 
 #define SET_OWNER (FUSE_SET_ATTR_UID | FUSE_SET_ATTR_GID)

@@ -54,7 +54,8 @@ void eq_pass_open(fuse_req_t req, struct eq_fs *fs, struct eq_file *f, int fd,
 	settled = !f->arc || (n->archive && !n->unsettled);
 	if (!n->opens) {
 		forget_backing(req, n); /* of an open that the kernel has not seen */
-		if (fs->pass && fd >= 0 && !n->writers && settled)
+		/* Whoever mapped it to write shares the file below with who comes now. */
+		if (fs->pass && fd >= 0 && (!n->writers || n->written_past) && settled)
 			n->backing = new_backing(req, fs, fd);
 	}
 	n->opens++;

@@ -132,6 +132,7 @@ def test_open_for_writing_alone_changes_nothing():
     with Mount(scratch("idle"), "bits=4") as m:
         reader = os.open(m.path("idle.safetensors"), os.O_RDONLY)
         os.close(os.open(m.path("idle.safetensors"), os.O_RDWR))
+        subprocess.run(["touch", m.path("idle.safetensors")], check=True) # opens it to write
         os.close(reader)
         assert m.state("idle.safetensors") == "plain"
 
