@@ -4,7 +4,7 @@
  *
  * Order of locks: node->change, names, node->lock, then one of the inner ones
  * (table of nodes, queue, registry of archives, cache), none of which is held
- * while another is taken, except that prefetch takes the registry's.
+ * while another is taken, except that prefetch and hot take the registry's.
  */
 #ifndef EQ_FS_H
 #define EQ_FS_H
