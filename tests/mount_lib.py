@@ -67,9 +67,11 @@ class Mount:
     def __init__(self, store, *options, settle="0.05", fails=False, env=None, limits=None):
         self.store = os.path.realpath(store)
         os.makedirs(self.store, exist_ok=True)
-        self.point = self.store + ".mnt"
+        # Not beside the store: its disk may be full.
+        beside = scratch(os.path.relpath(self.store, os.path.realpath(TMP)).replace("/", "-"))
+        self.point = beside + ".mnt"
         os.makedirs(self.point, exist_ok=True)
-        self.log_path = self.store + ".log"
+        self.log_path = beside + ".log"
         opts = ",".join(["settle=" + settle, *options])
         with open(self.log_path, "ab") as log:
             self.offset = log.tell()
