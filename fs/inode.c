@@ -270,14 +270,13 @@ void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n)
 	free_all(dead);
 }
 
-size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max)
+size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max, size_t *left)
 {
 	struct eq_node *n;
-	size_t got = 0, i;
+	size_t got = 0;
 
 	pthread_mutex_lock(&t->lock);
-	/* Twice around: a node that was used gets a second chance. */
-	for (i = 0; i < 2 * t->n_buckets && got < max; i++) {
+	for (; *left && got < max; --*left) {
 		t->hand = (t->hand + 1) & (t->n_buckets - 1);
 		for (n = t->bucket[t->hand]; n && got < max; n = n->next) {
 			if (n == t->root || n->refs != 1 || !n->lookups)

@@ -82,7 +82,7 @@ struct eq_nodes {
 	uint64_t generation;
 	struct eq_node *root;
 	pthread_cond_t crowded; /* signalled when there are more than `many`, if that is set */
-	size_t many;
+	size_t many;            /* set by who waits for that */
 	pthread_cond_t room;    /* signalled when there are no more than that again */
 	size_t hand;            /* bucket where the search for idle ones goes on */
 };
@@ -107,9 +107,10 @@ void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n);
 
 /*
  * Up to max nodes that only the kernel's lookups hold, and those not lately, each with
- * a reference for the caller. 0: there are none.
+ * a reference for the caller, out of the next *left buckets, which becomes how many are
+ * left of these. 0: there are none in them. The second time around finds all.
  */
-size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max);
+size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max, size_t *left);
 
 /* Where the node is: parent with a reference, and the name. -ENOENT: nowhere. */
 int eq_node_place(struct eq_nodes *t, struct eq_node *n, struct eq_node **parent,

@@ -8,55 +8,96 @@
 #include "notify.h"
 #include "trim.h"
 
-#define REST_SECONDS 1  /* when all that are left are in use */
+#define ANSWERS_MS 20           /* that the kernel has forgotten comes as a request */
+#define PACE_SECONDS 1          /* for a request to wait for room, at most */
+#define REST_SECONDS 1          /* when all that are left are in use; longer each time */
+#define LONG_REST_SECONDS 16
 
 struct eq_trim {
 	struct eq_fs *fs;
 	pthread_t thread;
 	bool joined;
 	bool stop;              /* under the table's lock */
-	size_t low;
+	size_t many, low;
+	time_t rest;            /* seconds of the last one, or 0 */
 };
 
-/* Ask for the idle ones, a batch at a time, until there are few enough. false: there is
- * nothing to be had. */
-static bool trim(struct eq_trim *t)
+/* Ask for some of the idle ones among the next *left buckets. */
+static void ask(struct eq_trim *t, size_t *left)
 {
 	struct eq_nodes *nodes = &t->fs->nodes;
 	struct eq_node *n[EQ_NOTIFY_MAX];
 	size_t got, i;
 
-	got = eq_nodes_idle(nodes, n, EQ_NOTIFY_MAX);
+	got = eq_nodes_idle(nodes, n, EQ_NOTIFY_MAX, left);
 	if (got)
 		eq_notify_unused(t->fs, n, got);
 	for (i = 0; i < got; i++)
 		eq_node_unref(nodes, n[i]);
-	return got;
+}
+
+/*
+ * Under the table's lock, though not while asking. true: there are few enough. false:
+ * none of them went while all were asked for. The kernel may have other uses for them,
+ * of which we do not hear: watches, working directories, mounts.
+ */
+static bool trim(struct eq_trim *t)
+{
+	const struct timespec answers = { .tv_nsec = ANSWERS_MS * 1000000 };
+	struct eq_nodes *nodes = &t->fs->nodes;
+	size_t least = SIZE_MAX, left = 0;
+
+	while (!t->stop && nodes->count > t->low) {
+		if (nodes->count < least) {
+			least = nodes->count;
+			left = 2 * nodes->n_buckets;
+		} else if (!left) {
+			return false;
+		}
+		pthread_mutex_unlock(&nodes->lock);
+		ask(t, &left);
+		if (!left)
+			nanosleep(&answers, NULL);
+		pthread_mutex_lock(&nodes->lock);
+	}
+	return true;
+}
+
+/*
+ * What is left is taken for what there has to be, for a while or until there is a good
+ * deal more, so that neither we nor requests go on trying.
+ */
+static void rest(struct eq_trim *t)
+{
+	struct eq_nodes *nodes = &t->fs->nodes;
+	struct timespec until;
+
+	t->rest = t->rest ? 2 * t->rest : REST_SECONDS;
+	if (t->rest > LONG_REST_SECONDS)
+		t->rest = LONG_REST_SECONDS;
+	nodes->many = nodes->count + t->many / 8;
+	pthread_cond_broadcast(&nodes->room);
+	clock_gettime(CLOCK_REALTIME, &until);
+	until.tv_sec += t->rest;
+	while (!t->stop && nodes->count <= nodes->many &&
+	       pthread_cond_timedwait(&nodes->crowded, &nodes->lock, &until) == 0)
+		;
+	nodes->many = t->many;
 }
 
 static void *trimmer(void *arg)
 {
 	struct eq_trim *t = arg;
 	struct eq_nodes *nodes = &t->fs->nodes;
-	struct timespec until;
-	bool more;
 
 	pthread_mutex_lock(&nodes->lock);
 	while (!t->stop) {
 		if (nodes->count <= nodes->many) {
+			t->rest = 0;
 			pthread_cond_wait(&nodes->crowded, &nodes->lock);
-			continue;
+		} else if (!trim(t)) {
+			rest(t);
 		}
-		for (more = true; more && !t->stop && nodes->count > t->low;) {
-			pthread_mutex_unlock(&nodes->lock);
-			more = trim(t);
-			pthread_mutex_lock(&nodes->lock);
-		}
-		if (more || t->stop)
-			continue;
-		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_sec += REST_SECONDS;
-		pthread_cond_timedwait(&nodes->crowded, &nodes->lock, &until);
 	}
 	pthread_mutex_unlock(&nodes->lock);
 	return NULL;
@@ -70,7 +111,7 @@ void eq_trim_pace(struct eq_fs *fs)
 	pthread_mutex_lock(&nodes->lock);
 	if (nodes->many && nodes->count > nodes->many + nodes->many / 4) {
 		clock_gettime(CLOCK_REALTIME, &until);
-		until.tv_sec += REST_SECONDS;
+		until.tv_sec += PACE_SECONDS;
 		while (nodes->count > nodes->many &&
 		       pthread_cond_timedwait(&nodes->room, &nodes->lock, &until) == 0)
 			;
@@ -90,8 +131,8 @@ int eq_trim_create(struct eq_fs *fs)
 	rc = getrlimit(RLIMIT_NOFILE, &r) ? -errno : 0;
 	if (!rc) {
 		/* The other half is for open files, and for what comes meanwhile. */
-		fs->nodes.many = (size_t)r.rlim_cur / 2;
-		t->low = fs->nodes.many / 4 * 3;
+		t->many = fs->nodes.many = (size_t)r.rlim_cur / 2;
+		t->low = t->many / 4 * 3;
 		rc = -pthread_create(&t->thread, NULL, trimmer, t);
 	}
 	if (rc)

@@ -362,6 +362,37 @@ def test_more_names_than_descriptors():
         poll("they are let go", lambda: len(os.listdir(f"/proc/{m.proc.pid}/fd")) < 250)
 
 
+def cpu_seconds(pid):
+    fields = read(f"/proc/{pid}/stat").rpartition(b")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_names_that_stay():
+    """More nodes than there should be, which the kernel does not give back: the daemon
+    neither goes on asking nor keeps requests waiting, and notices when that is over."""
+    with Mount(scratch("stay"), limits=few_files) as m:
+        descriptors = f"/proc/{m.proc.pid}/fd"
+        held = []
+        for i in range(270):
+            os.mkdir(m.path(f"d{i:03}"))
+            held.append(os.open(m.path(f"d{i:03}"), os.O_PATH))
+        try:
+            start = time.monotonic()
+            for i in range(40):
+                put(m, f"f{i:02}", b"%d" % i)
+                assert read(m.path(f"f{i:02}")) == b"%d" % i
+            assert time.monotonic() < start + 8, "requests have to wait"
+            assert len(os.listdir(descriptors)) > 270
+            cpu = cpu_seconds(m.proc.pid)
+            time.sleep(2) # in which nothing happens
+            cpu = cpu_seconds(m.proc.pid) - cpu
+            assert cpu < 0.5, f"{cpu} s of CPU time"
+        finally:
+            for fd in held:
+                os.close(fd)
+        poll("let go", lambda: len(os.listdir(descriptors)) < 250)
+
+
 def test_users():
     if os.geteuid() != 0:
         print("  not root: as other users nothing can be tried")
