@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Programs that people point at a model store, each used on a mount as they use it."""
-import ctypes
 import importlib.util
 import json
 
+from client_lib import call, hub_env, settle_models
 from hub_server import COMMIT, Hub
 from mount_lib import *
 
@@ -11,12 +11,11 @@ REQUIRE = os.environ.get("EQFS_TEST_REQUIRE", "")
 OLD = os.path.join(sys.prefix, "safetensors-0.7")       # where bootstrap puts it
 
 
-def have(module, wanted=True):
+def have(module):
     """Is it there? What bootstrap installs must be where EQFS_TEST_REQUIRE has python."""
     if importlib.util.find_spec(module):
         return True
-    if wanted and "python" in REQUIRE:
-        raise AssertionError(f"the Python module {module} is missing")
+    assert "python" not in REQUIRE, f"the Python module {module} is missing"
     print(f"  no {module} here")
     return False
 
@@ -27,12 +26,6 @@ def program(name):
         assert "python" not in REQUIRE, f"{name} is missing"
         print(f"  no {name} here")
     return path
-
-
-def call(*args, **how):
-    r = subprocess.run([os.fspath(a) for a in args], capture_output=True, text=True, check=False, timeout=300, **how)
-    assert r.returncode == 0, (args, r.stdout[-2000:], r.stderr[-2000:])
-    return r.stdout
 
 
 def python(code, *args, **how):
@@ -72,20 +65,6 @@ def load_shards(top):
                 got[k] = np.concatenate([whole[:shape[0] // 2], whole[shape[0] // 2:]]) if shape and shape[0] > 1 \
                     else f.get_tensor(k)
     return got
-
-
-def settle_models(m, top, n):
-    """All models below a directory of the mount are encoded; links are followed."""
-    real = {os.path.realpath(os.path.join(d, f)) for d, _, names in os.walk(top) for f in names
-            if f.endswith(".safetensors")}
-    assert len(real) == n, real
-    for path in real:
-        m.settle(os.path.relpath(path, m.point))
-
-
-def hub_env(hub, home):
-    return {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": home, "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
 
 
 DOWNLOAD = ("import sys\nfrom huggingface_hub import snapshot_download\n"
@@ -311,69 +290,6 @@ def test_git():
         run_git("-C", m.path("in"), "checkout", "-q", "HEAD~1")
         settle_models(m, m.path("in"), 3)
         assert run_git("-C", m.path("in"), "status", "--porcelain") == ""
-
-
-def archived(m, n=40):
-    """An archive in the mount, its bytes, and where its data begin."""
-    save_file(model(n, rows=1024, cols=1024, layers=4), scratch("loader"))
-    shutil.copyfile(scratch("loader"), m.path("m.safetensors"))
-    m.settle("m.safetensors")
-    data = read(scratch("loader"))
-    return m.path("m.safetensors"), data, 8 + int.from_bytes(data[:8], "little")
-
-
-def test_fastsafetensors():
-    """Its reader on the CPU: threads that pread, for which a short read is fatal; and
-    by mmap."""
-    if not have("fastsafetensors", wanted=False):
-        return
-    from fastsafetensors import cpp
-    with Mount(scratch("fast")) as m:
-        path, data, start = archived(m)
-        for by_mmap in (False, True):
-            out = ctypes.create_string_buffer(len(data) - start)
-            buf = cpp.gds_device_buffer(ctypes.addressof(out), len(out), False)
-            reader = cpp.nogds_file_reader(by_mmap, 1024, 8, False, 0)
-            fd = os.open(path, os.O_RDONLY)
-            ok = reader.wait_read(reader.submit_read(fd, buf, start, len(out), 0))
-            os.close(fd)
-            assert ok and out.raw == data[start:], by_mmap
-
-
-def test_runai_streamer():
-    """Its streamer on the CPU, through the library under its Python."""
-    if not have("runai_model_streamer", wanted=False):
-        return
-    spec = importlib.util.find_spec("runai_model_streamer")
-    # The package itself wants torch, its part that reads files does not.
-    package = type(sys)("runai_model_streamer")
-    package.__path__ = spec.submodule_search_locations
-    sys.modules["runai_model_streamer"] = package
-    from runai_model_streamer.libstreamer import libstreamer as lib
-    with Mount(scratch("runai")) as m:
-        path, data, start = archived(m)
-        out = ctypes.create_string_buffer(len(data) - start)
-        step = 1000003
-        offsets = list(range(0, len(out), step))
-        s = lib.runai_start()
-        lib.runai_request(s, [path], [len(offsets)], [start + o for o in offsets],
-                          [min(step, len(out) - o) for o in offsets], [ctypes.addressof(out) + o for o in offsets])
-        for _ in offsets:
-            lib.runai_response(s)
-        lib.runai_end(s)
-        assert out.raw == data[start:]
-
-
-def test_transformers():
-    """from_pretrained from the mount, as far as it is installed."""
-    if not have("torch", wanted=False) or not have("transformers", wanted=False):
-        return
-    with Mount(scratch("transformers")) as m:
-        python("import sys, torch\nfrom transformers import BertConfig, BertModel\n"
-               "a = BertModel(BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, intermediate_size=128,"
-               " vocab_size=1000))\na.save_pretrained(sys.argv[1], max_shard_size='200KB')\n"
-               "b = BertModel.from_pretrained(sys.argv[1])\n"
-               "assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters()))\n", m.path("bert"))
 
 
 run(globals())

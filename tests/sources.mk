@@ -57,6 +57,7 @@ SCRIPT_TESTS = \
 	tests/mount_python.py \
 	tests/mount_random.py \
 	tests/mount_stats.py \
+	tests/mount_torch.py \
 	tests/neon.sh \
 	tests/python_load.py
 # What those need beside them: libraries, generators, fixtures.
@@ -72,6 +73,7 @@ TEST_FILES = \
 	tests/requirements.txt \
 	tests/data \
 	tests/cli_lib.sh \
+	tests/client_lib.py \
 	tests/codec_util.h \
 	tests/coded_util.h \
 	tests/kernels_util.h \
@@ -88,5 +90,7 @@ TEST_FILES = \
 	tests/gen_bad_headers.py \
 	tests/hub_server.py \
 	tests/posix_cases.py \
+	tests/requirements-torch.txt \
 	tests/st_text.h \
+	tests/torch_load.py \
 	tests/mount_lib.py
