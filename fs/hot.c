@@ -39,6 +39,7 @@ struct eq_hot {
 	pthread_mutex_t lock;
 	pthread_cond_t work;
 	pthread_t thread;
+	bool joined;
 	_Atomic bool stop;
 };
 
@@ -259,17 +260,27 @@ int eq_hot_create(struct eq_fs *fs, uint64_t limit, struct eq_hot **out)
 	return 0;
 }
 
+void eq_hot_cancel(struct eq_hot *h)
+{
+	pthread_mutex_lock(&h->lock);
+	h->stop = true;
+	pthread_cond_signal(&h->work);
+	pthread_mutex_unlock(&h->lock);
+}
+
+bool eq_hot_ended(struct eq_hot *h)
+{
+	if (!h->joined)
+		h->joined = pthread_tryjoin_np(h->thread, NULL) == 0;
+	return h->joined;
+}
+
 void eq_hot_free(struct eq_hot *h)
 {
 	struct eq_hot_copy *c;
 
 	if (!h)
 		return;
-	pthread_mutex_lock(&h->lock);
-	h->stop = true;
-	pthread_cond_signal(&h->work);
-	pthread_mutex_unlock(&h->lock);
-	pthread_join(h->thread, NULL);
 	while ((c = h->first)) {
 		eq_arc_put(&h->fs->arcs, c->arc);
 		drop(h, c);

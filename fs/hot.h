@@ -19,7 +19,11 @@ struct eq_hot_copy;
 
 /* limit > 0. fs is borrowed; of it the pool, back end, archives and log. 0 or -errno. */
 int eq_hot_create(struct eq_fs *fs, uint64_t limit, struct eq_hot **out);
-/* No copy may be in use, but by the kernel. NULL is fine. */
+/* Have the thread end that makes copies; what it is making comes to nothing. */
+void eq_hot_cancel(struct eq_hot *h);
+/* Has it ended? Does not wait. */
+bool eq_hot_ended(struct eq_hot *h);
+/* Once it has ended. No copy may be in use, but by the kernel. NULL is fine. */
 void eq_hot_free(struct eq_hot *h);
 
 /*

@@ -26,7 +26,7 @@ struct eq_ahead {
 	bool stop;
 	struct task task[QUEUE];        /* a ring */
 	size_t first, count;
-	unsigned n_threads;
+	unsigned n_threads, joined;
 	pthread_t thread[];
 };
 
@@ -70,6 +70,9 @@ int eq_ahead_create(struct eq_arcs *arcs, struct eq_cache *cache, unsigned n_thr
 	for (; a->n_threads < n_threads; a->n_threads++) {
 		rc = pthread_create(&a->thread[a->n_threads], NULL, worker, a);
 		if (rc) {
+			eq_ahead_cancel(a);
+			while (a->n_threads) /* they have nothing to do yet */
+				pthread_join(a->thread[--a->n_threads], NULL);
 			eq_ahead_free(a);
 			return -rc;
 		}
@@ -78,18 +81,25 @@ int eq_ahead_create(struct eq_arcs *arcs, struct eq_cache *cache, unsigned n_thr
 	return 0;
 }
 
-void eq_ahead_free(struct eq_ahead *a)
+void eq_ahead_cancel(struct eq_ahead *a)
 {
-	unsigned i;
-
-	if (!a)
-		return;
 	pthread_mutex_lock(&a->lock);
 	a->stop = true;
 	pthread_cond_broadcast(&a->work);
 	pthread_mutex_unlock(&a->lock);
-	for (i = 0; i < a->n_threads; i++)
-		pthread_join(a->thread[i], NULL);
+}
+
+bool eq_ahead_ended(struct eq_ahead *a)
+{
+	while (a->joined < a->n_threads && pthread_tryjoin_np(a->thread[a->joined], NULL) == 0)
+		a->joined++;
+	return a->joined == a->n_threads;
+}
+
+void eq_ahead_free(struct eq_ahead *a)
+{
+	if (!a)
+		return;
 	for (; a->count; a->count--) {
 		eq_arc_put(a->arcs, a->task[a->first].arc);
 		a->first = (a->first + 1) % QUEUE;

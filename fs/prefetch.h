@@ -18,7 +18,11 @@ struct eq_ahead;
 /* n_threads workers, and no reader more than `window` bytes ahead. 0 or -errno. */
 int eq_ahead_create(struct eq_arcs *arcs, struct eq_cache *cache, unsigned n_threads,
 		    uint64_t window, struct eq_ahead **out);
-/* Stops the workers and drops what is queued. NULL is fine. */
+/* Have the workers end, each after what it is at. */
+void eq_ahead_cancel(struct eq_ahead *a);
+/* Have they ended? Does not wait. */
+bool eq_ahead_ended(struct eq_ahead *a);
+/* Once they have ended: drops what is queued. NULL is fine. */
 void eq_ahead_free(struct eq_ahead *a);
 
 /* What is known of one open file's reader. Zero-initialised but for the lock. */

@@ -40,7 +40,7 @@ struct session {
 	_Atomic bool ended;     /* the loop has returned */
 	bool up;                /* fs is initialised */
 	bool hurry;             /* a second signal has come */
-	bool stuck;             /* the worker did not stop and still uses fs */
+	bool stuck;             /* a thread beside the loop did not stop and still uses fs */
 };
 
 /* ---- the store ----------------------------------------------------------------- */
@@ -126,6 +126,8 @@ static bool stopped(struct session *s)
 {
 	return (!s->fs.trim || eq_trim_ended(s->fs.trim)) &&
 	       (!s->fs.scan || eq_scan_ended(s->fs.scan)) &&
+	       (!s->fs.hot || eq_hot_ended(s->fs.hot)) &&
+	       (!s->fs.ahead || eq_ahead_ended(s->fs.ahead)) &&
 	       (!s->fs.compact || eq_compact_ended(s->fs.compact));
 }
 
@@ -161,11 +163,15 @@ static void stop_worker(struct session *s, double drain)
 		eq_trim_cancel(fs->trim);
 	if (fs->scan)
 		eq_scan_cancel(fs->scan);
+	if (fs->hot)
+		eq_hot_cancel(fs->hot);
+	if (fs->ahead)
+		eq_ahead_cancel(fs->ahead);
 	if (fs->compact)
 		eq_compact_cancel(fs->compact);
 	s->stuck = !wait_for(s, stopped, STOP_SECONDS);
 	if (s->stuck)
-		eq_log(&fs->log, EQ_LOG_WARN, "an encode does not end: leaving it");
+		eq_log(&fs->log, EQ_LOG_WARN, "work in the background does not end: leaving it");
 }
 
 static void wake(int sig)

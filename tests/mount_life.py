@@ -299,6 +299,30 @@ def test_full_store():
         subprocess.run(["umount", "-l", scratch("full")], check=True)
 
 
+def dying(store, ops, fault, *options):
+    """A mount over a disk that dies, and a function that counts the calls that reached it."""
+    log = store + ".faults"
+    open(log, "wb").close()
+    m = Mount(store, "drain=0.2", *options,
+              env={"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": store, "EQFS_FAULT_OPS": ops,
+                   "EQFS_FAULT": fault, "EQFS_FAULT_LOG": log,
+                   "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"})
+    return m, lambda: read(log).count(b"\n")
+
+
+def is_left(m, then=lambda: None):
+    """It ends in time, though not cleanly, after two signals."""
+    m.proc.send_signal(signal.SIGTERM)
+    time.sleep(0.05)
+    m.proc.send_signal(signal.SIGTERM)
+    start = time.monotonic()
+    rc = m.wait()
+    then()
+    assert not mounted(m.point), m.log()
+    assert rc == 1 and "does not end: leaving it" in m.log(), (rc, m.log())
+    assert time.monotonic() - start < SOON + 4, m.log()
+
+
 def test_dead_disk():
     """A call that never returns, in an encode or in a request: the mount goes anyhow."""
     if not need("the library of faults", os.path.exists(SHIM)):
@@ -306,10 +330,7 @@ def test_dead_disk():
     for ops, request in ((",fsync,", False), (",write,", True)):
         store = os.path.realpath(scratch("dead" + str(request)))
         os.makedirs(store)
-        m = Mount(store, "drain=0.2", settle="0.05",
-                  env={"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": store, "EQFS_FAULT_OPS": ops,
-                       "EQFS_FAULT": "hang:1", "EQFS_FAULT_LOG": store + ".faults",
-                       "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"})
+        m, calls = dying(store, ops, "hang:1")
 
         def act(m=m):
             with contextlib.suppress(OSError), open(m.path("m"), "wb") as f:
@@ -317,16 +338,35 @@ def test_dead_disk():
         save_file(model(3), scratch("dead.source"))
         t = threading.Thread(target=act)
         t.start()
-        poll("caught", lambda store=store: os.path.exists(store + ".faults") and read(store + ".faults"))
-        m.proc.send_signal(signal.SIGTERM)
-        time.sleep(0.05)
-        m.proc.send_signal(signal.SIGTERM)
-        start = time.monotonic()
-        rc = m.wait()
-        t.join(30)
-        assert not t.is_alive() and not mounted(m.point), m.log()
-        assert rc == 1 and "does not end: leaving it" in m.log(), (rc, m.log())
-        assert time.monotonic() - start < SOON + 4, m.log()
+        poll("caught", calls)
+        is_left(m, lambda t=t: t.join(30))
+        assert not t.is_alive(), m.log()
+
+
+def test_dead_disk_behind_readers():
+    """Likewise in threads that decode ahead of a reader, or a hot archive."""
+    if not need("the library of faults", os.path.exists(SHIM)):
+        return
+    save_file(model(3, rows=2048, cols=1024), scratch("behind.source"))
+    for name, options, offsets in (("ahead", [], (1 << 16, (1 << 16) + 4096)), ("hot", ["hot=1G"], ())):
+        store = os.path.realpath(scratch(name))
+        os.makedirs(store)
+        eqar("pack", scratch("behind.source"), store + "/m.eqar")
+
+        def act(m, offsets):
+            poll("walked", lambda: b"eqfs_store_known 1" in read(m.path(".eqfs", "stats")))
+            fd = os.open(m.path("m"), os.O_RDONLY | os.O_DIRECT)
+            for at in offsets:
+                os.pread(fd, 4096, at)
+            os.close(fd)
+        m, calls = dying(store, ",pread,", "") # how often the reader comes to the disk
+        act(m, offsets[:1])
+        n = calls()
+        m.stop()
+        m, calls = dying(store, ",pread,", f"hang:{n + 1}", *options)
+        act(m, offsets) # whose last one is in memory already
+        poll("caught", lambda calls=calls, n=n: calls() == n + 1)
+        is_left(m)
 
 
 run(globals())
