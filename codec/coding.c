@@ -123,17 +123,9 @@ static void add_size(struct eq_coding *c, const struct choice *ch, uint64_t bits
 		   n_chunks * (128 + 8);
 }
 
-/* Pairs decode twice as fast, which is worth half a percent. */
-static bool pairs_pay(const struct choice *ch, uint64_t bits, uint64_t tensor_bits)
-{
-	return ch->pair != UINT64_MAX &&
-	       (ch->pair <= bits || ch->pair - bits <= tensor_bits / 200);
-}
-
-/* Settle part i of c; tensor_bits is what the whole tensor takes without pairs,
- * on the scale of the histogram. */
+/* Settle part i of c. Pairs may cost so many bits more, on the scale of the histogram. */
 static void choice_take(struct eq_coding *c, unsigned i, const struct choice *ch,
-			uint64_t tensor_bits, const struct eq_run_hist *h)
+			uint64_t more, const struct eq_run_hist *h)
 {
 	double share = (double)ch->total / (double)c->n_units;
 	unsigned first = c->n_freq, n;
@@ -151,7 +143,7 @@ static void choice_take(struct eq_coding *c, unsigned i, const struct choice *ch
 		return;
 	}
 	n = eq_tables_choose(h, ch->also, share, &c->freq[first], c->table[i], &bits);
-	if (pairs_pay(ch, bits, tensor_bits)) {
+	if (ch->pair != UINT64_MAX && ch->pair <= bits + more) {
 		c->part[i].kind = EQ_PART_PAIR;
 		c->part[i].arg = (uint8_t)add_table(c, &ch->pairs);
 		add_size(c, ch, ch->pair);
@@ -212,7 +204,7 @@ void eq_coding_runs(struct eq_coding *c, unsigned unit, unsigned transform,
 	for (unsigned i = 0; i < unit; i++) {
 		const struct eq_run_hist of = { h->hist + i, unit, h->n_runs };
 
-		choice_take(c, i, &ch[i], bits, &of);
+		choice_take(c, i, &ch[i], bits / EQ_PAIRS_PLANES, &of);
 	}
 	for (unsigned i = 0; i < unit; i++)
 		if (h->sampled && c->part[i].kind == EQ_PART_RANS)
@@ -249,7 +241,7 @@ void eq_coding_quant(struct eq_coding *c, unsigned unit, unsigned scale_dtype,
 		if (hist[s])
 			c->value[s] = value[s];
 	choice_make(&ch, hist, false);
-	choice_take(c, 1, &ch, choice_bits(&ch), &h);
+	choice_take(c, 1, &ch, choice_bits(&ch) / EQ_PAIRS_QUANT, &h);
 	/* A row that a chunk boundary cuts has its scale in both chunks. */
 	if (chunk_units % row_units)
 		n_scales += n_chunks;

@@ -229,6 +229,21 @@ int eq_freq_fit_pair(const uint64_t hist[256], struct eq_freq *out,
 	return 0;
 }
 
+uint64_t eq_freq_fit_quant(const uint64_t hist[256], struct eq_freq *out)
+{
+	struct eq_freq pairs;
+	uint64_t bits, pair;
+
+	memset(out, 0, sizeof(*out));
+	out->mode = EQ_TABLE_SINGLE;
+	eq_freq_fit(hist, out->f);
+	bits = eq_freq_bits(hist, out->f);
+	if (eq_freq_fit_pair(hist, &pairs, &pair) || pair > bits + bits / EQ_PAIRS_QUANT)
+		return bits;
+	*out = pairs;
+	return pair;
+}
+
 void eq_freq_enc(const uint16_t f[256], struct eq_rans_enc *enc)
 {
 	uint32_t start = 0;

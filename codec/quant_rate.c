@@ -51,8 +51,9 @@ double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
 {
 	double units = (double)t->rows * (double)t->sample.k, n = 0;
 	double chunks, payload, record, bits = 0, grow;
+	uint8_t table[EQ_FREQ_MAX];
 	unsigned present = 0;
-	uint16_t freq[256];
+	struct eq_freq freq;
 
 	for (int s = 0; s < 256; s++) {
 		n += (double)hist[s];
@@ -61,8 +62,7 @@ double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
 	if (!present)
 		return 0;
 	if (present > 1) {
-		eq_freq_fit(hist, freq);
-		bits = (double)eq_freq_bits(hist, freq);
+		bits = (double)eq_freq_fit_quant(hist, &freq);
 		/* a sample knows its own entropy too well (Miller and Madow) */
 		bits += (present - 1) * 0.7213 * (1 - n / units);
 	}
@@ -77,7 +77,7 @@ double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
 	payload += chunks * (3 * 16 + (present > 1 ? 128 + 8 : 0) + 7);
 	record = (double)t->overhead + 8 + 40 + 4.0 * present + 16 * chunks;
 	if (present > 1)
-		record += 8 + 32 + 2.0 * present;
+		record += (double)eq_freq_write(&freq, table);
 	return payload + record;
 }
 

@@ -293,12 +293,39 @@ static void test_params_refused(void **state)
 	free(p);
 }
 
+/* Symbols as of a tensor at 2 bits, for which pairs take between 0.5 and 1% more. */
+static void test_pairs_of_quantised(void **state)
+{
+	static const uint64_t hist[256] = { 171600, 98500, 98500, 19000, 19000, 1300, 1300, 90,
+					    90,	    10,	   10 };
+	static const float value[256];
+	uint64_t single, pair, n = 0;
+	struct eq_freq freq;
+	struct eq_coding c;
+	uint16_t f[256];
+
+	(void)state;
+	for (unsigned s = 0; s < 11; s++)
+		n += hist[s];
+	eq_freq_fit(hist, f);
+	single = eq_freq_bits(hist, f);
+	pair = eq_freq_fit_quant(hist, &freq);
+	assert_in_range(pair, single + single / 200 + 1, single + single / 100);
+	assert_int_equal(freq.mode, EQ_TABLE_PAIR);
+	eq_coding_planes(&c, 1, EQ_TRANSFORM_NONE, n, 131072, &hist);
+	assert_int_equal(c.part[0].kind, EQ_PART_RANS);
+	eq_coding_quant(&c, 2, EQ_SCALE_BF16, n, 2048, 131072, hist, value, 0);
+	assert_int_equal(c.part[1].kind, EQ_PART_PAIR);
+	assert_memory_equal(&c.freq[0], &freq, sizeof(freq));
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_fit_is_optimal),
 		cmocka_unit_test(test_fit_properties),
 		cmocka_unit_test(test_pair_table),
+		cmocka_unit_test(test_pairs_of_quantised),
 		cmocka_unit_test(test_params),
 		cmocka_unit_test(test_params_refused),
 	};
