@@ -403,18 +403,23 @@ int eq_store_probe(int dirfd);
  * Replace the plain file NAME in dirfd by NAME.eqar: encode to a temporary
  * file, copy mode, owner, times and user xattrs, decode and compare with the
  * plain file, sync, rename, sync the directory, and then, if NAME is still the
- * same file (device, inode, size, mtime), remove it.
+ * same file (device, inode, size, mtime), remove it. Nobody may have it open for
+ * writing, or mapped: at the beginning and at the swap a lease shows that, upon
+ * which the kernel may send SIGIO, to be ignored by the process.
  *
- * `enter` (may be NULL) is called before the swap with the descriptor of the
- * plain file; 0 goes on, else the shrink is given up with that result. `leave`
- * follows each successful enter. Between the two nothing may change the names.
+ * hooks and each of them may be NULL. `written` is asked where there are no leases:
+ * may somebody have it mapped, or open, unseen? `enter` is called before the swap
+ * with the descriptor of the plain file; 0 goes on, else the shrink is given up with
+ * that result. `leave` follows each successful enter. Between the two nothing may
+ * change the names.
  *
- * Errors: EQ_ENOTST (leave it plain), -EBUSY (it changed meanwhile),
+ * Errors: EQ_ENOTST (leave it plain), -EBUSY (it is being written, or changed meanwhile),
  * -EMLINK (it has hard links), -ENAMETOOLONG, -ENOTSUP (the archive would not
  * be smaller), those of eq_encode and eq_archive_verify. After any failure the
  * plain file is as it was and no temporary file is left.
  */
 struct eq_shrink_hooks {
+	bool (*written)(void *arg);
 	int (*enter)(void *arg, int plain_fd);
 	void (*leave)(void *arg, bool swapped);
 	void *arg;

@@ -53,6 +53,19 @@ static int shrink_open(struct shrink *s)
 	return 0;
 }
 
+/*
+ * Can nobody write to it but by opening it anew? Somebody may have it mapped, whose
+ * stores need not show in its times. The kernel grants a lease for reading just then.
+ */
+static int shrink_lease(struct shrink *s, const struct eq_shrink_hooks *hooks)
+{
+	if (fcntl(s->fd, F_SETLEASE, F_RDLCK) == 0)
+		return 0;
+	if (errno == EAGAIN || (hooks && hooks->written && hooks->written(hooks->arg)))
+		return eq_fail(s->err, -EBUSY, "%s: is being written", s->name);
+	return 0;
+}
+
 /* Decode what was written and hold it against the plain file. */
 static int shrink_compare(struct shrink *s, const struct eq_run *run)
 {
@@ -157,7 +170,9 @@ static int shrink_swap(struct shrink *s, const struct eq_shrink_hooks *hooks)
 		if (rc)
 			return failed(s, rc, "given up");
 	}
-	rc = shrink_recheck(s, &now);
+	rc = shrink_lease(s, hooks); /* which nobody breaks before we are done */
+	if (!rc)
+		rc = shrink_recheck(s, &now);
 	if (!rc)
 		rc = copy_attributes(s, &now);
 	if (!rc) {
@@ -184,8 +199,11 @@ int eq_shrink(int dirfd, const char *name, const struct eq_policy *policy,
 	int rc;
 
 	rc = shrink_open(&s);
+	if (!rc) /* now that its times are known, by which a later writer shows */
+		rc = shrink_lease(&s, hooks);
 	if (rc)
 		goto out;
+	fcntl(s.fd, F_SETLEASE, F_UNLCK);
 	rc = eq_tmp_create(dirfd, s.tmp, &s.out);
 	if (rc) {
 		failed(&s, rc, "cannot create a temporary file");

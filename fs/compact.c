@@ -317,6 +317,18 @@ static int cancelled(void *arg, const char *what, uint64_t done, uint64_t total)
 	return j->c->stop || atomic_load(&j->node->changes) != j->changes;
 }
 
+/* By a mapping of a file that is passed through, of which we do not hear. */
+static bool written_past(void *arg)
+{
+	struct eq_node *n = ((struct job *)arg)->node;
+	bool yes;
+
+	pthread_mutex_lock(&n->lock);
+	yes = n->written_past;
+	pthread_mutex_unlock(&n->lock);
+	return yes;
+}
+
 static int swap_enter(void *arg, int plain_fd)
 {
 	struct job *j = arg;
@@ -327,11 +339,7 @@ static int swap_enter(void *arg, int plain_fd)
 	int rc = 0;
 
 	pthread_rwlock_wrlock(&fs->names);
-	/* Nobody may have it open for writing, by way of the store either, nor open it
-	 * so before we are done; where there are no leases, its times must do. */
-	if (fcntl(plain_fd, F_SETLEASE, F_RDLCK) && errno == EAGAIN)
-		rc = -EBUSY;
-	else if (fstat(plain_fd, &st))
+	if (fstat(plain_fd, &st))
 		rc = -errno;
 	else if (st.st_ino != j->node->ino || st.st_dev != j->node->dev)
 		rc = -EBUSY;
@@ -439,38 +447,13 @@ static void count_encoded(struct eq_fs *fs, struct eq_node *n, const struct eq_s
 	eq_stats_store(&fs->stats, &was, &now);
 }
 
-/*
- * Can nobody write to it but by opening it anew? Somebody may have it mapped, beside the
- * mount or by passthrough, whose stores need not show in its times: to be asked before
- * anything is read. The kernel grants a lease for reading just then.
- */
-static bool unwritten(struct eq_node *n)
-{
-	char path[EQ_PROC_SIZE];
-	bool sure, refused;
-	int fd;
-
-	eq_proc_path(path, n->fd);
-	fd = open(path, O_RDONLY | O_CLOEXEC);
-	sure = fd >= 0 && fcntl(fd, F_SETLEASE, F_RDLCK) == 0;
-	refused = fd >= 0 && errno == EAGAIN;
-	if (fd >= 0)
-		close(fd); /* and with it the lease */
-	if (sure)
-		return true;
-	pthread_mutex_lock(&n->lock);
-	refused |= n->written_past; /* where there are no leases */
-	pthread_mutex_unlock(&n->lock);
-	return !refused;
-}
-
 static void encode(struct eq_compact *c, struct eq_node *n)
 {
 	struct eq_fs *fs = c->fs;
 	struct job j = { .c = c, .node = n, .changes = atomic_load(&n->changes) };
 	struct eq_run run = { .pool = fs->pool, .backend = fs->m->backend,
 			      .progress = cancelled, .progress_arg = &j };
-	struct eq_shrink_hooks hooks = { swap_enter, swap_leave, &j };
+	struct eq_shrink_hooks hooks = { written_past, swap_enter, swap_leave, &j };
 	struct eq_summary sum;
 	struct eq_error err = { "" };
 	struct timespec start;
@@ -486,8 +469,7 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 	eq_node_path(&fs->nodes, n, path, sizeof(path));
 	eq_log(&fs->log, EQ_LOG_DEBUG, "encoding %s", path);
 	clock_gettime(CLOCK_MONOTONIC, &start);
-	rc = unwritten(n) ? eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err)
-			  : -EBUSY;
+	rc = eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err);
 	if (j.swapped) {
 		count_encoded(fs, n, &sum, &start);
 		dirty_clear(fs, n, NULL);

@@ -14,6 +14,7 @@ UNIT_TESTS = \
 	tests/unit_quant_search \
 	tests/unit_parity \
 	tests/unit_rans \
+	tests/unit_shrink \
 	tests/unit_stream \
 	tests/fuzz_archive \
 	tests/fuzz_chunk \

@@ -115,34 +115,6 @@ static const char *why_left(int rc)
 	}
 }
 
-/*
- * Is somebody writing the file? A read lease is granted only when nobody has it
- * open for writing, not even mapped; it goes with the descriptor. Where there
- * are no leases, or for another's file, eq_shrink's look at size and time has to
- * do.
- */
-static int not_written(void *arg, int plain_fd)
-{
-	(void)arg;
-	return fcntl(plain_fd, F_SETLEASE, F_RDLCK) && errno == EAGAIN ?
-	       -EBUSY : 0;
-}
-
-static int shrink(const struct repo *p, int fd, const struct eq_visit *v,
-		  struct eq_summary *sum, struct eq_error *err)
-{
-	/* Looked at twice: before the work, and when the file is to go. */
-	static const struct eq_shrink_hooks hooks = { .enter = not_written };
-
-	if (v->st->st_nlink > 1)
-		return -EMLINK;
-	if (not_written(NULL, fd))
-		return eq_fail(err, -EBUSY, "%s: is being written", v->path);
-	fcntl(fd, F_SETLEASE, F_UNLCK);
-	return eq_shrink(v->dirfd, v->name, &p->policy, &p->r->run, &hooks, sum,
-			 err);
-}
-
 static int estimate(const struct repo *p, int fd, const struct eq_visit *v,
 		    struct eq_summary *sum, struct eq_error *err)
 {
@@ -211,7 +183,8 @@ static int pack_visit(void *arg, const struct eq_visit *v)
 		if (p->pack->dry_run)
 			rc = estimate(p, fd, v, &sum, &err);
 		else
-			rc = shrink(p, fd, v, &sum, &err);
+			rc = eq_shrink(v->dirfd, v->name, &p->policy,
+				       &p->r->run, NULL, &sum, &err);
 	}
 	close(fd);
 	why = why_left(rc);
