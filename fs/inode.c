@@ -78,7 +78,6 @@ static struct eq_node *node_new(struct eq_nodes *t, const struct eq_found *f)
 	n->archive = f->archive;
 	n->shown = f->st.st_ino;
 	n->type = f->st.st_mode & S_IFMT;
-	n->generation = ++t->generation;
 	pthread_mutex_init(&n->lock, NULL);
 	pthread_mutex_init(&n->change, NULL);
 	insert(t, n);
@@ -105,6 +104,8 @@ static struct eq_node *unref(struct eq_nodes *t, struct eq_node *n)
 	while (n && --n->refs == 0) {
 		parent = n->parent;
 		take_out(t, n);
+		if (n->id)
+			eq_id_leave(&t->ids, n->id, n->fd, n->archive);
 		n->next = dead;
 		dead = n;
 		n = parent;
@@ -136,6 +137,10 @@ int eq_nodes_init(struct eq_nodes *t, int root_fd)
 		rc = -errno;
 		goto err;
 	}
+	rc = eq_ids_init(&t->ids, root_fd);
+	if (rc)
+		goto err;
+	rc = -ENOMEM;
 	t->n_buckets = FIRST_BUCKETS;
 	t->bucket = calloc(t->n_buckets, sizeof(*t->bucket));
 	if (!t->bucket)
@@ -144,11 +149,13 @@ int eq_nodes_init(struct eq_nodes *t, int root_fd)
 	if (!t->root)
 		goto err;
 	t->root->refs = 1;
+	t->root->id = EQ_ID_ROOT;
 	pthread_mutex_init(&t->lock, NULL);
 	pthread_cond_init(&t->crowded, NULL);
 	pthread_cond_init(&t->room, NULL);
 	return 0;
 err:
+	eq_ids_fini(&t->ids);
 	free(t->bucket);
 	close(f.fd);
 	return rc;
@@ -166,6 +173,7 @@ void eq_nodes_fini(struct eq_nodes *t)
 			node_free(n);
 		}
 	free(t->bucket);
+	eq_ids_fini(&t->ids);
 	pthread_mutex_destroy(&t->lock);
 	pthread_cond_destroy(&t->crowded);
 	pthread_cond_destroy(&t->room);
@@ -191,6 +199,21 @@ static int move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, c
 	return copy ? 0 : -ENOMEM;
 }
 
+/* One more lookup by the kernel; a node that has no reference then goes. */
+static int lookup_add(struct eq_nodes *t, struct eq_node *n, struct eq_node **dead)
+{
+	if (!n->id) {
+		n->id = eq_id_take(&t->ids, n->fd, n->archive, n);
+		if (!n->id) {
+			n->refs++;
+			*dead = unref(t, n);
+			return -ENOMEM;
+		}
+	}
+	n->refs += n->lookups++ == 0;
+	return 0;
+}
+
 int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent, const char *name,
 		 bool kernel, struct eq_node **out)
 {
@@ -212,18 +235,52 @@ int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent,
 			goto out;
 		}
 	}
-	n->refs += !kernel || n->lookups == 0;
-	n->lookups += kernel;
+	if (kernel)
+		rc = lookup_add(t, n, &dead);
+	else
+		n->refs++;
+	if (rc)
+		goto out;
 	n->used = true;
 	if (t->many && t->count > t->many)
 		pthread_cond_signal(&t->crowded);
-	if (n != t->root)
+	if (n != t->root && parent)
 		(void)move(t, n, parent, name, &dead); /* without a place: not encoded */
 	*out = n;
 out:
 	f->fd = -1;
 	pthread_mutex_unlock(&t->lock);
 	free_all(dead);
+	return rc;
+}
+
+int eq_node_by_id(struct eq_nodes *t, uint64_t id, struct eq_node **out, struct eq_found *f)
+{
+	struct eq_fh fh;
+	int rc = 0;
+
+	f->fd = -1;
+	pthread_mutex_lock(&t->lock);
+	*out = eq_node_of_id(t, id);
+	if (*out)
+		(*out)->refs++;
+	else
+		rc = eq_id_kept(&t->ids, id, &fh, &f->archive);
+	pthread_mutex_unlock(&t->lock);
+	return *out || rc ? rc : eq_fh_open(&t->ids, &fh, f);
+}
+
+int eq_node_show(struct eq_nodes *t, struct eq_node *n)
+{
+	struct eq_node *dead = NULL;
+	int rc;
+
+	pthread_mutex_lock(&t->lock);
+	rc = lookup_add(t, n, &dead);
+	n = unref(t, n);
+	pthread_mutex_unlock(&t->lock);
+	free_all(dead);
+	free_all(n);
 	return rc;
 }
 

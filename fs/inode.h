@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "ids.h"
 #include "name.h"
 
 #define EQ_NODE_LOGGED 8
@@ -31,7 +32,6 @@ struct eq_meta {
 struct eq_node {
 	/* Never changes. */
 	uint64_t shown;         /* inode number that stat shows */
-	uint64_t generation;
 	mode_t type;            /* S_IFMT part */
 	int fd;                 /* O_PATH. A restored archive becomes a plain file
 	                           under the same descriptor number. */
@@ -44,6 +44,7 @@ struct eq_node {
 	bool key_archive;
 	uint64_t refs;          /* the kernel's lookups together count as one */
 	uint64_t lookups;
+	_Atomic uint64_t id;    /* 0: the kernel has never heard of it */
 	bool used;              /* looked up since the search for idle ones came by */
 	struct eq_node *parent; /* where it was last seen, with a reference; or NULL */
 	char *name;
@@ -79,7 +80,7 @@ struct eq_nodes {
 	pthread_mutex_t lock;
 	struct eq_node **bucket;
 	size_t n_buckets, count;
-	uint64_t generation;
+	struct eq_ids ids;
 	struct eq_node *root;
 	pthread_cond_t crowded; /* signalled when there are more than `many`, if that is set */
 	size_t many;            /* set by who waits for that */
@@ -87,17 +88,31 @@ struct eq_nodes {
 	size_t hand;            /* bucket where the search for idle ones goes on */
 };
 
-/* The table, with a node for the root directory (root_fd is duplicated). */
+/* The table, with a node for the root directory (root_fd is borrowed). */
 int eq_nodes_init(struct eq_nodes *t, int root_fd);
 void eq_nodes_fini(struct eq_nodes *t);
 
 /*
- * The node of what was found as NAME in parent, with a reference for the caller,
- * or, when kernel is set, one more lookup by the kernel instead. Takes f->fd
- * over in any case. 0 or -ENOMEM.
+ * The node of what was found as NAME in parent (NULL: nobody knows where), with a
+ * reference for the caller, or, when kernel is set, one more lookup by the kernel
+ * instead. Takes f->fd over in any case. 0 or -ENOMEM.
  */
 int eq_node_take(struct eq_nodes *t, struct eq_found *f, struct eq_node *parent, const char *name,
 		 bool kernel, struct eq_node **out);
+/* The node of a number that the kernel has looked up and not forgotten. */
+static inline struct eq_node *eq_node_of_id(const struct eq_nodes *t, uint64_t id)
+{
+	return id == EQ_ID_ROOT ? t->root : eq_id_node(&t->ids, id);
+}
+/*
+ * The file of a number that may be forgotten, or have never been: its node, with a
+ * reference, or, if it has none, the file opened as f->fd, and *out is NULL. 0 or
+ * -ESTALE or another -errno.
+ */
+int eq_node_by_id(struct eq_nodes *t, uint64_t id, struct eq_node **out, struct eq_found *f);
+/* One more lookup by the kernel, of a node to which the caller has a reference; that goes,
+ * also upon -ENOMEM. */
+int eq_node_show(struct eq_nodes *t, struct eq_node *n);
 /* The node of a file, if there is one, with a reference; or NULL. */
 struct eq_node *eq_node_find(struct eq_nodes *t, const struct eq_found *f);
 void eq_node_ref(struct eq_nodes *t, struct eq_node *n);

@@ -16,13 +16,15 @@ struct scratch {
 
 struct eq_node *eq_node_of(struct eq_fs *fs, fuse_ino_t ino)
 {
-	/* The kernel only names nodes that it has looked up and not forgotten. */
-	return ino == FUSE_ROOT_ID ? fs->nodes.root : (struct eq_node *)(uintptr_t)ino;
+	/* The kernel only names nodes that it has looked up and not forgotten, but for
+	 * eq_export_self. */
+	return eq_node_of_id(&fs->nodes, ino);
 }
 
 fuse_ino_t eq_ino_of(struct eq_fs *fs, const struct eq_node *n)
 {
-	return n == fs->nodes.root ? FUSE_ROOT_ID : (fuse_ino_t)(uintptr_t)n;
+	(void)fs;
+	return n->id;
 }
 
 int eq_errno(int rc)
@@ -89,6 +91,7 @@ static void op_init(void *userdata, struct fuse_conn_info *conn)
 	 * umask to us, because a directory's list may take its place. */
 	if (conn->capable & FUSE_CAP_POSIX_ACL)
 		conn->want |= FUSE_CAP_POSIX_ACL | FUSE_CAP_DONT_MASK;
+	conn->want |= conn->capable & FUSE_CAP_EXPORT_SUPPORT;
 	/* We write with our own rights, so the kernel has to drop set-id bits. */
 	conn->want &= ~(unsigned)FUSE_CAP_HANDLE_KILLPRIV;
 	eq_pass_init(fs, conn);

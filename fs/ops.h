@@ -113,6 +113,13 @@ void eq_name_gone(struct eq_fs *fs, struct eq_node *n, struct eq_node *parent, c
 /* May this be made here? Logs why not. */
 int eq_name_check(struct eq_fs *fs, const char *name, mode_t type);
 
+/* ---- ops_export.c ---- */
+
+/* The node of a number that the kernel may have forgotten, and the directory in which the
+ * directory n is: each with one more lookup by the kernel. 0, -ESTALE or another -errno. */
+int eq_export_self(struct eq_fs *fs, fuse_ino_t ino, struct eq_node **out);
+int eq_export_parent(struct eq_fs *fs, struct eq_node *n, struct eq_node **out);
+
 /* ---- ops_dir.c ---- */
 
 void eq_op_opendir(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi);

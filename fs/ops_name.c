@@ -24,7 +24,7 @@ static int entry_fill(struct eq_fs *fs, struct eq_node *n, struct fuse_entry_par
 {
 	memset(e, 0, sizeof(*e));
 	e->ino = eq_ino_of(fs, n);
-	e->generation = n->generation;
+	e->generation = n == fs->nodes.root ? 0 : fs->nodes.ids.generation;
 	e->attr_timeout = e->entry_timeout = EQ_TIMEOUT;
 	return eq_attr_get(fs, n, &e->attr);
 }
@@ -67,8 +67,15 @@ void eq_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	struct eq_fs *fs = eq_fs_of(req);
 	struct eq_node *n;
-	int rc = take(fs, eq_node_of(fs, parent), name, &n);
+	int rc;
 
+	/* Names that the kernel sends for file handles only. */
+	if (!strcmp(name, "."))
+		rc = eq_export_self(fs, parent, &n);
+	else if (!strcmp(name, ".."))
+		rc = eq_export_parent(fs, eq_node_of(fs, parent), &n);
+	else
+		rc = take(fs, eq_node_of(fs, parent), name, &n);
 	reply_entry(req, n, rc);
 }
 

@@ -18,7 +18,7 @@
 #define DIRECTORY ".eqfs"
 #define STATS "stats"
 
-/* No pointer to a node has these values, and no file these inode numbers. */
+/* No node has these numbers, and no file these inode numbers. */
 enum { INO_DIR = 2, INO_STATS = 3 };
 #define SHOWN(ino) (UINT64_MAX - (ino))
 
@@ -85,6 +85,10 @@ static void op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	if (is_ours(parent, name) && !store_has(eq_fs_of(req)))
 		reply_entry(req, INO_DIR);
+	else if (is_virtual(parent) && !strcmp(name, "."))
+		reply_entry(req, parent);
+	else if (parent == INO_DIR && !strcmp(name, ".."))
+		eq_ops.lookup(req, FUSE_ROOT_ID, ".");
 	else if (parent == INO_DIR && !strcmp(name, STATS))
 		reply_entry(req, INO_STATS);
 	else if (is_virtual(parent))

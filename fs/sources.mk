@@ -14,6 +14,8 @@ EQ_FS_SOURCES = \
 	fs/fs.h \
 	fs/hot.c \
 	fs/hot.h \
+	fs/ids.c \
+	fs/ids.h \
 	fs/inode.c \
 	fs/inode.h \
 	fs/log.c \
@@ -26,6 +28,7 @@ EQ_FS_SOURCES = \
 	fs/ops.h \
 	fs/ops_attr.c \
 	fs/ops_dir.c \
+	fs/ops_export.c \
 	fs/ops_file.c \
 	fs/ops_name.c \
 	fs/ops_rename.c \

@@ -537,31 +537,6 @@ def case_statfs(p):
     assert os.stat(f).st_dev == os.stat(p()).st_dev and os.stat(f).st_ino != os.stat(p()).st_ino
 
 
-class Handle(ctypes.Structure):
-    _fields_ = [("size", ctypes.c_uint), ("kind", ctypes.c_int), ("data", ctypes.c_ubyte * 128)]
-
-
-def handle_of(path):
-    h, mount_id = Handle(size=128), ctypes.c_int()
-    if LIBC.name_to_handle_at(-100, os.fsencode(path), ctypes.byref(h), ctypes.byref(mount_id), 0):
-        raise OSError(ctypes.get_errno(), "name_to_handle_at")
-    return h
-
-
-def open_handle(p, h):
-    top = os.open(p(), os.O_RDONLY)
-    fd = LIBC.open_by_handle_at(top, ctypes.byref(h), os.O_RDONLY)
-    os.close(top)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "open_by_handle_at")
-    return fd
-
-
-def drop_caches():
-    with open("/proc/sys/vm/drop_caches", "w") as f:
-        f.write("2")
-
-
 def saved(n):
     """A small model, written once."""
     path = scratch(f"posix.model{n}")
@@ -570,5 +545,5 @@ def saved(n):
     return path
 
 
-def all_cases():
-    return {n.removeprefix("case_"): f for n, f in globals().items() if n.startswith("case_")}
+def cases_in(names):
+    return {n.removeprefix("case_"): f for n, f in names.items() if n.startswith("case_")}

@@ -89,6 +89,7 @@ TEST_FILES = \
 	tests/gpu_util.h \
 	tests/gen_model.py \
 	tests/gen_bad_headers.py \
+	tests/handle_cases.py \
 	tests/hub_server.py \
 	tests/posix_cases.py \
 	tests/requirements-torch.txt \
