@@ -66,7 +66,8 @@ void eq_notify_unused(struct eq_fs *fs, struct eq_node **n, size_t count)
 	if (prune(fs, n, count) == 0)
 		return;
 	for (i = 0; i < count; i++)
-		if (eq_node_place(&fs->nodes, n[i], &parent, name) == 0) {
+		/* With a directory this way drops what is mounted below. */
+		if (!S_ISDIR(n[i]->type) && eq_node_place(&fs->nodes, n[i], &parent, name) == 0) {
 			drop_name(fs, parent, name);
 			eq_node_unref(&fs->nodes, parent);
 		}

@@ -15,8 +15,8 @@ void eq_notify_replaced(struct eq_fs *fs, struct eq_node *parent, const char *na
 			struct eq_node *n);
 #define EQ_NOTIFY_MAX 64
 
-/* The kernel is to forget these nodes, at most EQ_NOTIFY_MAX, if nobody uses them.
- * Likewise. */
+/* The kernel is to forget these nodes, at most EQ_NOTIFY_MAX, if nobody uses them; older
+ * ones keep directories. Likewise. */
 void eq_notify_unused(struct eq_fs *fs, struct eq_node **n, size_t count);
 /* The attributes of n have changed without a request. Likewise. */
 void eq_notify_changed(struct eq_fs *fs, struct eq_node *n);

@@ -263,14 +263,14 @@ void eq_file_answer(fuse_req_t req, struct eq_file *f, bool keep, struct fuse_fi
 
 void eq_file_unopened(struct eq_fs *fs, struct eq_file *f)
 {
-	eq_pass_close(NULL, f);
+	eq_pass_close(fs, f);
 	eq_file_close(fs, f);
 }
 
 void eq_op_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	(void)ino;
-	eq_pass_close(req, eq_file_of(fi));
+	eq_pass_close(eq_fs_of(req), eq_file_of(fi));
 	eq_file_close(eq_fs_of(req), eq_file_of(fi));
 	eq_reply(req, 0);
 }

@@ -3,10 +3,14 @@
 #include "config.h"
 
 #include <errno.h>
+#include <sys/ioctl.h>
 
 #include "passthrough.h"
 
 #ifdef HAVE_FUSE_PASSTHROUGH
+
+/* As FUSE_DEV_IOC_BACKING_CLOSE in newer <linux/fuse.h>. */
+#define BACKING_CLOSE _IOW(229, 2, uint32_t)
 
 void eq_pass_init(struct eq_fs *fs, struct fuse_conn_info *conn)
 {
@@ -24,13 +28,15 @@ void eq_pass_init(struct eq_fs *fs, struct fuse_conn_info *conn)
 	eq_log(&fs->log, EQ_LOG_INFO, "plain files are passed through by the kernel");
 }
 
-/* Under n->lock. */
-static void forget_backing(fuse_req_t req, struct eq_node *n)
+/* Under n->lock. Not by libfuse's function, which wants a request: an open that was
+ * interrupted has none any more. */
+static void forget_backing(struct eq_fs *fs, struct eq_node *n)
 {
-	if (n->backing && req) {
-		fuse_passthrough_close(req, n->backing);
-		n->backing = 0;
-	}
+	uint32_t id = (uint32_t)n->backing;
+
+	if (id)
+		(void)ioctl(fuse_session_fd(fs->se), BACKING_CLOSE, &id);
+	n->backing = 0;
 }
 
 static int new_backing(fuse_req_t req, struct eq_fs *fs, int fd)
@@ -52,13 +58,9 @@ void eq_pass_open(fuse_req_t req, struct eq_fs *fs, struct eq_file *f, int fd,
 
 	pthread_mutex_lock(&n->lock);
 	settled = !f->arc || (n->archive && !n->unsettled);
-	if (!n->opens) {
-		forget_backing(req, n); /* of an open that the kernel has not seen */
-		/* Whoever mapped it to write shares the file below with who comes now. */
-		if (fs->pass && fd >= 0 && (!n->writers || n->written_past) && settled)
-			n->backing = new_backing(req, fs, fd);
-	}
-	n->opens++;
+	/* Whoever mapped it to write shares the file below with who comes now. */
+	if (!n->opens++ && fs->pass && fd >= 0 && (!n->writers || n->written_past) && settled)
+		n->backing = new_backing(req, fs, fd);
 	f->opened = true;
 	if (n->backing) {
 		f->passed = true;
@@ -70,7 +72,7 @@ void eq_pass_open(fuse_req_t req, struct eq_fs *fs, struct eq_file *f, int fd,
 	pthread_mutex_unlock(&n->lock);
 }
 
-void eq_pass_close(fuse_req_t req, struct eq_file *f)
+void eq_pass_close(struct eq_fs *fs, struct eq_file *f)
 {
 	struct eq_node *n = f->node;
 
@@ -79,7 +81,7 @@ void eq_pass_close(fuse_req_t req, struct eq_file *f)
 	pthread_mutex_lock(&n->lock);
 	f->opened = false;
 	if (--n->opens == 0)
-		forget_backing(req, n);
+		forget_backing(fs, n);
 	pthread_mutex_unlock(&n->lock);
 }
 
@@ -115,9 +117,9 @@ void eq_pass_open(fuse_req_t req, struct eq_fs *fs, struct eq_file *f, int fd,
 	(void)req, (void)fs, (void)f, (void)fd, (void)fi;
 }
 
-void eq_pass_close(fuse_req_t req, struct eq_file *f)
+void eq_pass_close(struct eq_fs *fs, struct eq_file *f)
 {
-	(void)req, (void)f;
+	(void)fs, (void)f;
 }
 
 bool eq_pass_held(struct eq_node *n)

@@ -23,8 +23,8 @@ void eq_pass_init(struct eq_fs *fs, struct fuse_conn_info *conn);
  */
 void eq_pass_open(fuse_req_t req, struct eq_fs *fs, struct eq_file *f, int fd,
 		  struct fuse_file_info *fi);
-/* The kernel has closed it, or was not there to open it (req NULL). */
-void eq_pass_close(fuse_req_t req, struct eq_file *f);
+/* The kernel has closed it, or has not taken it. */
+void eq_pass_close(struct eq_fs *fs, struct eq_file *f);
 
 /*
  * The contents of the archive n will be elsewhere from now on. true: someone reads

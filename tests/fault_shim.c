@@ -11,12 +11,14 @@
  *                    or errno:N:NUMBER:COUNT (COUNT events fail)
  *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but pread
  *                    without it
+ *   EQFS_FAULT_OLD   the kernel is one without FUSE_NOTIFY_PRUNE
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <linux/fuse.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -25,8 +27,11 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/xattr.h>
 #include <unistd.h>
+
+#define NOTIFY_PRUNE 9
 
 enum mode { NOTHING, BEFORE, AFTER, TORN, FAIL, HANG };
 
@@ -216,6 +221,20 @@ WRAP(int, symlinkat, "symlink", (const char *target, int fd, const char *name), 
      (target, fd, name))
 WRAP(int, linkat, "link", (int from, const char *old, int to, const char *name, int flags),
      AT(to, name), (from, old, to, name, flags))
+
+ssize_t writev(int fd, const struct iovec *iov, int n)
+{
+	const struct fuse_out_header *h = iov->iov_base;
+	REAL(writev);
+
+	(void)buf_;
+	if (getenv("EQFS_FAULT_OLD") && iov->iov_len >= sizeof(*h) && h->unique == 0 &&
+	    h->error == NOTIFY_PRUNE) {
+		errno = EINVAL;
+		return -1;
+	}
+	return real(fd, iov, n);
+}
 
 /* Renames log both names. */
 static const char *both(char buf[PATH_MAX], int from, const char *old, int to, const char *name)

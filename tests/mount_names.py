@@ -393,6 +393,27 @@ def test_names_that_stay():
         poll("let go", lambda: len(os.listdir(descriptors)) < 250)
 
 
+def test_mounts_below():
+    """What is mounted within stays, also with a kernel that forgets names in the old way."""
+    shim = os.environ.get("EQFS_FAULT_SHIM", "")
+    if os.geteuid() != 0 or not os.path.exists(shim):
+        print("  nothing may be mounted here, or there is no library of faults")
+        return
+    for env in ({}, {"LD_PRELOAD": shim, "EQFS_FAULT_OLD": "1",
+                     "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}):
+        with Mount(scratch("below"), limits=few_files, env=env) as m:
+            os.makedirs(m.path("d/e"), exist_ok=True)
+            subprocess.run(["mount", "-t", "tmpfs", "tmpfs", m.path("d/e")], check=True)
+            try:
+                open(m.path("d/e/inside"), "w").close()
+                for i in range(400):
+                    put(m, f"f{i:03}", b"")
+                poll("let go", lambda m=m: len(os.listdir(f"/proc/{m.proc.pid}/fd")) < 250)
+                assert os.listdir(m.path("d/e")) == ["inside"]
+            finally:
+                subprocess.run(["umount", "-l", m.path("d/e")], check=False)
+
+
 def test_users():
     if os.geteuid() != 0:
         print("  not root: as other users nothing can be tried")
