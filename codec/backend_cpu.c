@@ -182,5 +182,5 @@ const struct eq_backend *eq_backend_cpu(void)
 
 const char *eq_backend_name(const struct eq_backend *be)
 {
-	return be->name;
+	return __atomic_load_n(&be->name, __ATOMIC_RELAXED);
 }

@@ -166,7 +166,8 @@ struct eq_backend; /* backend.h */
 struct eq_decode_job;
 /* The CPU's decoder; never fails, static. See backend.h for the table. */
 const struct eq_backend *eq_backend_cpu(void);
-/* "cpu/avx2", "cuda"; static or of the back end. */
+/* What is at work now: "cpu/avx2", "cuda"; static or of the back end. That of a device
+ * that has failed is the CPU's. */
 const char *eq_backend_name(const struct eq_backend *be);
 /* Instruction set in use: "avx512", "avx2", "neon" or "c". */
 const char *eq_cpu_isa(void);

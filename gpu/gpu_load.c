@@ -101,12 +101,20 @@ static int device_open(struct loaded *l, const struct eq_backend **out, struct e
 	return rc;
 }
 
+/* From now on it is the CPU that does the work. */
+static void fell_back(struct loaded *l)
+{
+	__atomic_store_n(&l->backend.name, eq_backend_name(eq_backend_cpu()), __ATOMIC_RELAXED);
+}
+
 /* What device_open says goes to the log. */
 static int loaded_inner(struct loaded *l, const struct eq_backend **inner)
 {
 	struct eq_error err = { "" };
 	int rc = device_open(l, inner, &err);
 
+	if (rc)
+		fell_back(l);
 	if (rc && err.text[0])
 		l->open.log(l->open.log_arg, err.text);
 	return rc;
@@ -117,7 +125,12 @@ static int loaded_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 	const struct eq_backend *inner;
 	int rc = loaded_inner(ctx, &inner);
 
-	return rc ? rc : inner->decode(inner->ctx, jobs, n);
+	if (rc)
+		return rc;
+	rc = inner->decode(inner->ctx, jobs, n);
+	if (rc) /* as will all that follow */
+		fell_back(ctx);
+	return rc;
 }
 
 static int loaded_encode(void *ctx, struct eq_encode_job *jobs, size_t n)

@@ -10,6 +10,7 @@
  *    launch     every feed_decode: full   lost=N     the N-th feed_decode and all
  *                                                    after it: device lost
  *    corrupt=N  the N-th job of the device is found corrupt
+ *    broken=N   the N-th decode and all after it: device lost
  */
 #include <config.h>
 
@@ -42,6 +43,8 @@ static struct fake {
 	pthread_mutex_t lock;
 	unsigned feeds, max_feeds;      /* these and below: under the lock */
 	unsigned decodes, lost_at, jobs, corrupt_at;
+	_Atomic unsigned host_decodes;
+	unsigned broken_at;
 	bool no_memory, launch_fails;
 	size_t blocks;                  /* of device memory */
 } fake = { .lock = PTHREAD_MUTEX_INITIALIZER };
@@ -58,6 +61,8 @@ static void require(bool ok, const char *what)
 static int fake_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 {
 	(void)ctx;
+	if (++fake.host_decodes >= fake.broken_at && fake.broken_at)
+		return -EIO;
 	return fake.cpu->decode(fake.cpu->ctx, jobs, n);
 }
 
@@ -87,6 +92,8 @@ static int fake_open(const struct eq_gpu_open *o, const struct eq_backend **out,
 	fake.launch_fails = plan && strstr(plan, "launch");
 	fake.lost_at = number(plan, "lost=");
 	fake.corrupt_at = number(plan, "corrupt=");
+	fake.broken_at = number(plan, "broken=");
+	fake.host_decodes = 0;
 	fake.feeds = fake.decodes = fake.jobs = 0;
 	*out = &fake.backend;
 	return 0;

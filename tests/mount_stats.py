@@ -55,6 +55,32 @@ def stats(m):
     return parse(stats_text(m))
 
 
+def backend(m):
+    """As both ways to ask tell it."""
+    r = subprocess.run([EQAR, "status", m.point], check=True, capture_output=True, text=True)
+    shown = stats(m)["labels"]["backend"]
+    assert re.search(r"^ *back end +" + re.escape(shown) + "$", r.stdout, re.M), (shown, r.stdout)
+    return shown
+
+
+def test_backend():
+    """That of a GPU is shown as long as it works."""
+    save_file(model(5), scratch("backend.source"))
+    want = sha(scratch("backend.source"))
+    for plan, before, after in (("", "cuda", "cuda"), ("broken=2", "cuda", "cpu/"), ("nodevice", "cuda", "cpu/")):
+        store = scratch("backend" + plan)
+        os.makedirs(store)
+        eqar("pack", scratch("backend.source"), store + "/m.eqar")
+        with Mount(store, "gpu=auto", env={"EQFS_CUDA_MODULE": os.environ["EQFS_FAKE_CUDA"], "EQFS_FAKE": plan}) as m:
+            assert backend(m).startswith(before)
+            with open(m.path("m"), "rb") as f:
+                got = hashlib.sha256()
+                while data := f.read(100000):
+                    got.update(data)
+            assert got.hexdigest() == want
+            assert backend(m).startswith(after), (plan, backend(m))
+
+
 def counters_grow(a, b):
     for key, value in a.items():
         if key.split("{")[0].endswith("_total"):
