@@ -10,6 +10,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "archive_priv.h"
 
@@ -156,7 +157,7 @@ int eq_build_chunks(struct eq_build *b, const struct eq_built *c, size_t n)
 		for (i = 0; i < now; i++) {
 			struct eq_disk_chunk *d = (void *)bytes_grow(&b->chunks, sizeof(*d));
 
-			if (!d)
+			if (!d || !c[i].len)
 				return -ENOMEM;
 			*d = (struct eq_disk_chunk){ .len = c[i].len, .xxh3 = c[i].xxh3 };
 			at = eq_align(at, EQ_PART_ALIGN) + c[i].len;
@@ -231,6 +232,10 @@ static int add_prefix(struct bytes *ix, const uint8_t *prefix, uint64_t len)
 	if (!z)
 		return -ENOMEM;
 	n = ZSTD_compress(z, bound, prefix, len, PREFIX_LEVEL);
+	if (ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation) {
+		free(z);
+		return -ENOMEM;
+	}
 	if (ZSTD_isError(n) || n >= len || len > EQ_PREFIX_RATIO * n + EQ_PREFIX_FREE) {
 		head.method = EQ_PREFIX_STORED;
 		n = len;

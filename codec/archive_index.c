@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "archive_priv.h"
 #include "model.h"
@@ -362,6 +363,8 @@ static int load_prefix(struct eq_archive *a, const uint8_t *body, uint64_t len,
 		return 0;
 	}
 	got = ZSTD_decompress(a->prefix, n, p + 1, stored);
+	if (ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
+		return eq_fail(err, -ENOMEM, "%s: out of memory", a->name);
 	if (ZSTD_isError(got) || got != n)
 		return bad(a, err, "PREFIX does not decompress");
 	return 0;

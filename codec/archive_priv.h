@@ -118,7 +118,8 @@ int eq_build_create(int fd, struct eq_build **out);
 void eq_build_free(struct eq_build *b);
 /* Begin a tensor's payload (aligned); chunks follow in order. */
 void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t);
-/* Append n chunks to the current tensor: written at once. */
+/* Append n chunks to the current tensor: written at once. One without a length is what
+ * remains where there was no memory to encode it: -ENOMEM. */
 struct eq_built {
 	const void *data;
 	uint32_t len;

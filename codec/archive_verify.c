@@ -6,7 +6,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
-#include <openssl/evp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -15,6 +14,7 @@
 
 #include "archive_priv.h"
 #include "floats.h"
+#include "sha256.h"
 
 /* Sums are compared with what the encoder wrote; only their order differs. */
 #define ERROR_TOLERANCE 1e-6
@@ -45,7 +45,8 @@ struct hashes {
 	size_t tensor;          /* whose content xxh holds */
 	bool open, damaged;     /* a tensor is begun; a chunk of it failed */
 	bool any_damage;
-	EVP_MD_CTX *sha;        /* NULL: not wanted (lossy) */
+	bool with_sha;          /* not if it is lossy */
+	SHA256_CTX sha;
 	void (*report)(void *arg, const char *line);
 	void *report_arg;
 	int status;             /* of the first failure */
@@ -59,7 +60,7 @@ static int found(struct hashes *h, int rc, const struct eq_error *e)
 		h->status = rc;
 		eq_fail(h->err, rc, "%s", e->text);
 	}
-	if (!h->report)
+	if (!h->report || rc == -ENOMEM) /* which is no damage */
 		return rc;
 	h->report(h->report_arg, e->text);
 	return 0;
@@ -115,7 +116,8 @@ static int hash_sha(void *arg, struct eq_window *w)
 {
 	struct hashes *h = arg;
 
-	return EVP_DigestUpdate(h->sha, w->buf, w->len) == 1 ? 0 : -EIO;
+	SHA256_Update(&h->sha, w->buf, w->len);
+	return 0;
 }
 
 static int hashes_begin(struct hashes *h, struct eq_archive *a, bool sha, struct eq_error *err)
@@ -125,24 +127,22 @@ static int hashes_begin(struct hashes *h, struct eq_archive *a, bool sha, struct
 	h->xxh = XXH3_createState();
 	if (!h->xxh)
 		return -ENOMEM;
-	if (!sha || a->info.lossy)
-		return 0;
-	h->sha = EVP_MD_CTX_new();
-	return h->sha && EVP_DigestInit_ex(h->sha, EVP_sha256(), NULL) == 1 ? 0 : -ENOMEM;
+	h->with_sha = sha && !a->info.lossy;
+	SHA256_Init(&h->sha);
+	return 0;
 }
 
 /* The last tensor and the hash of the whole. */
 static int hashes_end(struct hashes *h)
 {
-	uint8_t sha[EVP_MAX_MD_SIZE];
+	uint8_t sha[SHA256_DIGEST_LENGTH];
 	struct eq_error e;
 	int rc = content_close(h);
 
-	if (rc || !h->sha || h->any_damage)
+	if (rc || !h->with_sha || h->any_damage)
 		return rc;
-	if (EVP_DigestFinal_ex(h->sha, sha, NULL) != 1)
-		return -EIO;
-	if (!memcmp(sha, h->a->info.sha256, 32))
+	SHA256_Final(sha, &h->sha);
+	if (!memcmp(sha, h->a->info.sha256, sizeof(sha)))
 		return 0;
 	return found(h, eq_fail(&e, EQ_ECORRUPT, "%s: decoded file has the wrong SHA-256", h->a->name),
 		     &e);
@@ -151,7 +151,6 @@ static int hashes_end(struct hashes *h)
 static void hashes_fini(struct hashes *h)
 {
 	XXH3_freeState(h->xxh);
-	EVP_MD_CTX_free(h->sha);
 }
 
 /* ---- comparison with a plain file ---------------------------------------------------- */
@@ -336,7 +335,7 @@ static int verify(struct eq_archive *a, int against_fd, const char *against_name
 	if (rc)
 		goto out;
 	consumers[n++] = (struct eq_consumer){ hash_content, &h };
-	if (h.sha)
+	if (h.with_sha)
 		consumers[n++] = (struct eq_consumer){ hash_sha, &h };
 	if (against_fd >= 0) {
 		c.err = &cmp_err; /* consumers run side by side */
@@ -392,7 +391,7 @@ int eq_archive_unpack(struct eq_archive *a, int out_fd, const struct eq_run *run
 	if (!rc && ftruncate(out_fd, (off_t)a->info.size))
 		rc = -errno;
 	if (!rc)
-		rc = eq_archive_scan(a, run, "unpack", consumers, h.sha ? 3 : 2);
+		rc = eq_archive_scan(a, run, "unpack", consumers, h.with_sha ? 3 : 2);
 	if (!rc)
 		rc = hashes_end(&h);
 	if (rc && !h.status)

@@ -61,10 +61,10 @@ int eq_encoder_init(struct eq_encoder *e, int fd, const char *name, const struct
 	if (rc)
 		return rc;
 	e->coding = malloc(sizeof(*e->coding));
-	e->sha = EVP_MD_CTX_new();
-	if (!e->coding || !e->sha || EVP_DigestInit_ex(e->sha, EVP_sha256(), NULL) != 1 ||
-	    EVP_DigestUpdate(e->sha, e->prefix, e->st->prefix_len) != 1)
+	if (!e->coding)
 		return eq_encode_fail(e, -ENOMEM);
+	SHA256_Init(&e->sha);
+	SHA256_Update(&e->sha, e->prefix, e->st->prefix_len);
 	e->done = e->st->prefix_len;
 	return 0;
 }
@@ -72,7 +72,6 @@ int eq_encoder_init(struct eq_encoder *e, int fd, const char *name, const struct
 void eq_encoder_fini(struct eq_encoder *e)
 {
 	eq_build_free(e->build);
-	EVP_MD_CTX_free(e->sha);
 	eq_st_free(e->st);
 	free(e->prefix);
 	free(e->coding);
@@ -159,7 +158,6 @@ static int check_unchanged(struct eq_encoder *e)
 
 static int finish(struct eq_encoder *e, struct eq_summary *out)
 {
-	uint8_t sha[EVP_MAX_MD_SIZE];
 	struct eq_disk_file f;
 	uint64_t stored = 0;
 	char *text;
@@ -167,10 +165,8 @@ static int finish(struct eq_encoder *e, struct eq_summary *out)
 
 	if (rc)
 		return rc;
-	if (EVP_DigestFinal_ex(e->sha, sha, NULL) != 1)
-		return eq_encode_fail(e, -EIO);
 	fill_file(e, &f);
-	memcpy(f.sha256, sha, sizeof(f.sha256));
+	SHA256_Final(f.sha256, &e->sha);
 	text = provenance(e);
 	rc = text ? eq_build_finish(e->build, &f, e->prefix, text, &stored) : -ENOMEM;
 	free(text);

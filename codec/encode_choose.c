@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <zstd.h>
+#include <zstd_errors.h>
 
 #include "encode_priv.h"
 
@@ -155,12 +156,14 @@ void eq_sample_fini(struct eq_sample *s)
 /* ---- choosing -------------------------------------------------------------- */
 
 /* Bytes that zstd would make of the tensor, from pieces out of the middle of equal
- * parts; n_bytes if that cannot be told. */
-static uint64_t zstd_estimate(struct eq_encoder *e, const struct eq_st_tensor *t, unsigned pieces)
+ * parts. */
+static int zstd_estimate(struct eq_encoder *e, const struct eq_st_tensor *t, unsigned pieces,
+			 uint64_t *size)
 {
 	size_t bound = ZSTD_compressBound(PIECE_BYTES), in = 0, out = 0, n, len = PIECE_BYTES;
 	uint64_t n_bytes = t->end - t->begin, part;
 	uint8_t *buf = malloc(PIECE_BYTES + bound);
+	int rc = buf ? 0 : -ENOMEM;
 	unsigned i;
 
 	if (n_bytes / pieces < PIECE_BYTES)
@@ -168,38 +171,46 @@ static uint64_t zstd_estimate(struct eq_encoder *e, const struct eq_st_tensor *t
 	part = n_bytes / pieces;
 	if (part < len)
 		len = part;
-	for (i = 0; buf && i < pieces; i++) {
-		if (!len || eq_read_full(e->fd, buf, len, e->st->prefix_len + t->begin + i * part +
-								  (part - len) / 2))
+	for (i = 0; !rc && i < pieces; i++) {
+		rc = eq_input_read(e, buf, len, e->st->prefix_len + t->begin + i * part +
+							(part - len) / 2);
+		if (rc)
 			break;
 		n = ZSTD_compress(buf + PIECE_BYTES, bound, buf, len, ZSTD_LEVEL);
+		if (ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation)
+			rc = -ENOMEM;
 		in += len;
 		out += ZSTD_isError(n) || n > len ? len : n;
 	}
 	free(buf);
-	return in ? (uint64_t)((double)n_bytes * (double)out / (double)in) : n_bytes;
+	*size = in ? (uint64_t)((double)n_bytes * (double)out / (double)in) : n_bytes;
+	return rc;
 }
 
-enum eq_codec_id eq_choose_lossless(struct eq_encoder *e, const struct eq_st_tensor *t,
-				    const struct eq_sample *s, struct eq_coding *c, uint64_t *size)
+int eq_choose_lossless(struct eq_encoder *e, const struct eq_st_tensor *t,
+		       const struct eq_sample *s, struct eq_coding *c, enum eq_codec_id *codec,
+		       uint64_t *size)
 {
-	uint64_t n_bytes = t->end - t->begin, zstd = zstd_estimate(e, t, PIECES_FEW);
+	uint64_t n_bytes = t->end - t->begin, zstd;
 	unsigned unit = eq_dtype_unit(t->dtype);
-	enum eq_codec_id codec = EQ_CODEC_RAW;
+	int rc = zstd_estimate(e, t, PIECES_FEW, &zstd);
 
+	if (rc)
+		return rc;
+	*codec = EQ_CODEC_RAW;
 	*size = n_bytes;
 	eq_coding_runs(c, unit, eq_transform_of(t->dtype), n_bytes / unit, EQ_CHUNK_UNITS, &s->h);
 	if ((double)c->size < MUST_SAVE * (double)n_bytes) {
-		codec = EQ_CODEC_PLANES;
+		*codec = EQ_CODEC_PLANES;
 		*size = c->size;
 	}
 	if ((double)zstd < ZSTD_MUST_SAVE * (double)*size)
-		zstd = zstd_estimate(e, t, PIECES_MANY);
-	if ((double)zstd < ZSTD_MUST_SAVE * (double)*size) {
-		codec = EQ_CODEC_ZSTD;
+		rc = zstd_estimate(e, t, PIECES_MANY, &zstd);
+	if (!rc && (double)zstd < ZSTD_MUST_SAVE * (double)*size) {
+		*codec = EQ_CODEC_ZSTD;
 		*size = zstd;
 	}
-	return codec;
+	return rc;
 }
 
 /* ---- chunks ---------------------------------------------------------------- */
@@ -220,6 +231,8 @@ size_t eq_lossless_chunk(enum eq_codec_id codec, const struct eq_coding *c, uint
 		return eq_chunk_encode_planes(c, chunk, data, (uint32_t)(len / c->unit), out, scratch);
 	if (codec == EQ_CODEC_ZSTD) {
 		n = ZSTD_compress(out, ZSTD_compressBound(len), data, len, ZSTD_LEVEL);
+		if (ZSTD_getErrorCode(n) == ZSTD_error_memory_allocation)
+			return 0;
 		if (!ZSTD_isError(n) && n < len)
 			return n;
 	}

@@ -106,8 +106,12 @@ static int lossless_run(struct lossless *l, uint16_t flags)
 	if (rc)
 		return rc;
 	eq_build_tensor(l->e->build, l->t);
-	l->codec = s.varies ? eq_choose_lossless(l->e, l->t, &s, l->coding, &size) : EQ_CODEC_CONST;
+	l->codec = EQ_CODEC_CONST;
+	if (s.varies)
+		rc = eq_choose_lossless(l->e, l->t, &s, l->coding, &l->codec, &size);
 	eq_sample_fini(&s);
+	if (rc)
+		return rc;
 	if (l->codec == EQ_CODEC_CONST && !l->whole)
 		return -EBUSY; /* its sample was not constant */
 	if (l->codec != EQ_CODEC_CONST) {

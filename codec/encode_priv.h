@@ -3,13 +3,13 @@
 #ifndef EQ_ENCODE_PRIV_H
 #define EQ_ENCODE_PRIV_H
 
-#include <openssl/evp.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 
 #include "archive_priv.h"
 #include "coding.h"
 #include "quant.h"
+#include "sha256.h"
 
 #define EQ_CHUNK_UNITS 131072u
 #define EQ_GROUP_BYTES (UINT64_C(16) << 20)     /* input handled at once */
@@ -27,7 +27,7 @@ struct eq_encoder {
 	struct eq_st *st;
 	uint8_t *prefix;
 	struct eq_build *build;
-	EVP_MD_CTX *sha;
+	SHA256_CTX sha;
 	struct eq_coding *coding;       /* of a quantised tensor */
 	double lambda;
 	uint64_t done;          /* input bytes encoded */
@@ -120,10 +120,12 @@ int eq_sample_tensor(struct eq_encoder *e, const struct eq_st_tensor *t, const u
 		     enum eq_sampling how, struct eq_sample *s);
 void eq_sample_fini(struct eq_sample *s);
 /* Choose RAW, PLANES (and c) or ZSTD; *size is what the chunks will take. */
-enum eq_codec_id eq_choose_lossless(struct eq_encoder *e, const struct eq_st_tensor *t,
-				    const struct eq_sample *s, struct eq_coding *c, uint64_t *size);
+int eq_choose_lossless(struct eq_encoder *e, const struct eq_st_tensor *t,
+		       const struct eq_sample *s, struct eq_coding *c, enum eq_codec_id *codec,
+		       uint64_t *size);
 
-/* A chunk of a tensor so coded, of len bytes at most: room for it, encoding. */
+/* A chunk of a tensor so coded, of len bytes at most: room for it, encoding (0: there was
+ * no memory). */
 size_t eq_lossless_bound(enum eq_codec_id codec, const struct eq_coding *c, size_t len);
 size_t eq_lossless_chunk(enum eq_codec_id codec, const struct eq_coding *c, uint32_t chunk,
 			 const uint8_t *data, size_t len, uint8_t *out, uint8_t *scratch);

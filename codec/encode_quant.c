@@ -273,6 +273,7 @@ static int write_quant(struct quant *q)
 static int lossless_is_smaller(struct quant *q, uint64_t size, bool *smaller)
 {
 	struct eq_coding *plain = malloc(sizeof(*plain));
+	enum eq_codec_id codec;
 	struct eq_sample s;
 	uint64_t lossless;
 	int rc = -ENOMEM;
@@ -280,8 +281,8 @@ static int lossless_is_smaller(struct quant *q, uint64_t size, bool *smaller)
 	if (plain)
 		rc = eq_sample_tensor(q->e, q->t, q->data, EQ_SAMPLE_FEW, &s);
 	if (!rc) {
-		eq_choose_lossless(q->e, q->t, &s, plain, &lossless);
-		*smaller = lossless <= size;
+		rc = eq_choose_lossless(q->e, q->t, &s, plain, &codec, &lossless);
+		*smaller = !rc && lossless <= size;
 		eq_sample_fini(&s);
 	}
 	free(plain);
@@ -320,7 +321,7 @@ static void prepare(void *arg, size_t i)
 	struct quant *q = arg;
 
 	if (i == 0) {
-		q->status[i] = EVP_DigestUpdate(q->e->sha, q->data, q->n_bytes) == 1 ? 0 : -EIO;
+		SHA256_Update(&q->e->sha, q->data, q->n_bytes);
 		return;
 	}
 	q->status[i] = norm(q);

@@ -136,7 +136,7 @@ static int passage_choose(struct stream *s, struct passage *p)
 	} else {
 		p->coding = malloc(sizeof(*p->coding));
 		if (p->coding)
-			p->codec = eq_choose_lossless(s->e, p->t, &sample, p->coding, &p->size);
+			rc = eq_choose_lossless(s->e, p->t, &sample, p->coding, &p->codec, &p->size);
 		else
 			rc = -ENOMEM;
 	}
@@ -174,7 +174,8 @@ static int block_read(struct stream *s, uint32_t g)
 
 static int block_hash_file(struct stream *s, uint32_t g)
 {
-	return EVP_DigestUpdate(s->e->sha, s->in[g % 2], block_of(s, g)->len) == 1 ? 0 : -EIO;
+	SHA256_Update(&s->e->sha, s->in[g % 2], block_of(s, g)->len);
+	return 0;
 }
 
 static int block_hash_content(struct stream *s, uint32_t g)
@@ -362,8 +363,6 @@ static int passage_write(struct stream *s, const struct item *i, const struct it
 		s->e->done += i->len;
 		if (p->codec == EQ_CODEC_CONST || !i->len)
 			continue;
-		if (!i->built.len)
-			return -ENOMEM;
 		built[n++] = i->built;
 	}
 	return n ? eq_build_chunks(s->e->build, built, n) : 0;

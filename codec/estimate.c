@@ -29,6 +29,7 @@ static void add_tensor(struct estimate *x, const struct eq_st_tensor *t, uint64_
 
 static int lossless_tensor(struct estimate *x, const struct eq_st_tensor *t)
 {
+	enum eq_codec_id codec;
 	struct eq_sample s;
 	uint64_t size;
 	int rc;
@@ -38,10 +39,11 @@ static int lossless_tensor(struct estimate *x, const struct eq_st_tensor *t)
 	rc = eq_sample_tensor(&x->e, t, NULL, EQ_SAMPLE_FEW, &s);
 	if (rc)
 		return rc;
-	eq_choose_lossless(&x->e, t, &s, x->e.coding, &size);
-	add_tensor(x, t, size);
+	rc = eq_choose_lossless(&x->e, t, &s, x->e.coding, &codec, &size);
+	if (!rc)
+		add_tensor(x, t, size);
 	eq_sample_fini(&s);
-	return 0;
+	return rc;
 }
 
 static int quant_tensor(struct estimate *x, const struct eq_st_tensor *t,

@@ -24,6 +24,7 @@ EQ_CODEC_SOURCES = \
 	codec/encode_lossless.c \
 	codec/encode_pass.c \
 	codec/encode_priv.h \
+	codec/sha256.h \
 	codec/encode_quant.c \
 	codec/encode_sample.c \
 	codec/encode_stream.c \

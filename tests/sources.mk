@@ -47,6 +47,7 @@ SCRIPT_TESTS = \
 	tests/cli_repo.sh \
 	tests/cli_signal.sh \
 	tests/check_headers.py \
+	tests/eqar_memory.py \
 	tests/mount_clients.py \
 	tests/mount_crash.py \
 	tests/mount_fault.py \
@@ -79,6 +80,7 @@ TEST_FILES = \
 	tests/coded_util.h \
 	tests/kernels_util.h \
 	tests/fault_lib.py \
+	tests/fault_alloc.c \
 	tests/fault_shim.c \
 	tests/fuzz_util.h \
 	tests/quant_util.h \
@@ -95,4 +97,5 @@ TEST_FILES = \
 	tests/requirements-torch.txt \
 	tests/st_text.h \
 	tests/torch_load.py \
+	tests/memory_lib.py \
 	tests/mount_lib.py

@@ -4,6 +4,7 @@
 #include "cli.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <math.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -35,25 +36,19 @@ static bool can_redraw(void)
 
 void eq_cli_error(const char *fmt, ...)
 {
-	char *text = NULL;
+	char text[2 * PATH_MAX] = ""; /* memory may be what is missing */
 	va_list ap;
-	int n;
 
 	va_start(ap, fmt);
-	n = vasprintf(&text, fmt, ap);
+	vsnprintf(text, sizeof(text), fmt, ap);
 	va_end(ap);
 	/* A progress line may stand there. */
 	if (can_redraw())
 		fputs("\r\033[K", stderr);
 	/* One line, whatever a file name holds. */
 	fprintf(stderr, "%s: ", program_invocation_short_name);
-	if (n >= 0)
-		put_plain(stderr, text, (size_t)n);
-	else
-		fputs("out of memory", stderr);
+	put_plain(stderr, text, strlen(text));
 	putc('\n', stderr);
-	if (n >= 0)
-		free(text);
 }
 
 int eq_cli_usage(const char *command)
@@ -61,6 +56,8 @@ int eq_cli_usage(const char *command)
 	fprintf(stderr, "Try '%s --help' for more information.\n", command);
 	return EQ_EXIT_USAGE;
 }
+
+static bool json_lost;          /* an object could not be printed */
 
 int eq_cli_finish(int status)
 {
@@ -70,7 +67,7 @@ int eq_cli_finish(int status)
 			     strerror(errno ? errno : EIO));
 		return EQ_EXIT_FAIL;
 	}
-	return status;
+	return json_lost && status == EQ_EXIT_OK ? EQ_EXIT_FAIL : status;
 }
 
 int eq_cli_parse_uint(const char *text, unsigned min, unsigned max,
@@ -129,6 +126,25 @@ void eq_cli_put(const char *text, size_t len)
 
 /* ---- JSON ---------------------------------------------------------------- */
 
+/* cJSON's functions leave out what they have no memory for, and few say so. */
+static bool json_incomplete;
+
+static void *json_alloc(size_t n)
+{
+	void *p = malloc(n);
+
+	json_incomplete |= !p;
+	return p;
+}
+
+cJSON *eq_cli_json_new(void)
+{
+	cJSON_Hooks hooks = { .malloc_fn = json_alloc, .free_fn = free };
+
+	cJSON_InitHooks(&hooks);
+	return cJSON_CreateObject();
+}
+
 void eq_cli_json_number(cJSON *obj, const char *key, double value)
 {
 	if (isfinite(value))
@@ -174,7 +190,7 @@ static size_t utf8_len(const unsigned char *s, size_t left)
 cJSON *eq_cli_json_text(const char *s, size_t len)
 {
 	const unsigned char *in = (const unsigned char *)s;
-	char *lit = malloc(6 * len + 3), *o = lit;
+	char *lit = json_alloc(6 * len + 3), *o = lit;
 	cJSON *item;
 
 	if (!lit)
@@ -213,7 +229,13 @@ int eq_cli_json_print(cJSON *obj)
 	char *text = obj ? cJSON_PrintUnformatted(obj) : NULL;
 
 	cJSON_Delete(obj);
+	if (json_incomplete) {
+		cJSON_free(text);
+		text = NULL;
+	}
+	json_incomplete = false;
 	if (!text) {
+		json_lost = true;
 		eq_cli_error("%s", strerror(ENOMEM));
 		return -ENOMEM;
 	}

@@ -36,12 +36,15 @@ void eq_cli_put(const char *text, size_t len);
 
 /* ---- JSON: one object a line -------------------------------------------- */
 
+/* The object; there is one at a time. NULL is as good as any: printing it says so. */
+cJSON *eq_cli_json_new(void);
 /* A number, or null where JSON has none (NaN, infinity). */
 void eq_cli_json_number(cJSON *obj, const char *key, double value);
 /* A string of any bytes: what is not UTF-8 becomes U+FFFD, NUL is kept. */
 cJSON *eq_cli_json_text(const char *s, size_t len);
 void eq_cli_json_string(cJSON *obj, const char *key, const char *s, size_t len);
-/* Print obj on a line of stdout and release it. 0, or -ENOMEM (said). */
+/* Print obj on a line of stdout and release it. 0, or -ENOMEM (said, and not forgotten by
+ * eq_cli_finish) if there was not memory enough for all that was added. */
 int eq_cli_json_print(cJSON *obj);
 
 /* ---- progress ------------------------------------------------------------ */

@@ -149,7 +149,7 @@ static int print_results(const struct result *r, size_t n, bool json,
 			       r[i].decode / r[i].copy);
 		return 0;
 	}
-	o = cJSON_CreateObject();
+	o = eq_cli_json_new();
 	eq_cli_json_string(o, "file", path, strlen(path));
 	cJSON_AddStringToObject(o, "isa", eq_cpu_isa());
 	cJSON_AddStringToObject(o, "backend", backend);

@@ -312,7 +312,7 @@ static int print_all(const struct diff *d, const struct eq_common *c)
 	int rc = 0;
 
 	if (c->json) {
-		o = cJSON_CreateObject();
+		o = eq_cli_json_new();
 		eq_cli_json_string(o, "a", d->a.path, strlen(d->a.path));
 		eq_cli_json_string(o, "b", d->b.path, strlen(d->b.path));
 		rows = cJSON_AddArrayToObject(o, "tensors");

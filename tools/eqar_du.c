@@ -201,7 +201,7 @@ static void print(const struct du *d, const char *path, const struct sums *s)
 	char from[EQ_CLI_SIZE], to[EQ_CLI_SIZE], part[16] = "-";
 
 	if (d->common.json) {
-		cJSON *o = cJSON_CreateObject();
+		cJSON *o = eq_cli_json_new();
 
 		eq_cli_json_string(o, "path", path, strlen(path));
 		eq_cli_json_number(o, "logical_size", (double)s->logical);

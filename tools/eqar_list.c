@@ -320,7 +320,7 @@ static int list_one(const struct list *l, const char *path)
 		return EQ_EXIT_FAIL;
 	}
 	if (l->common.json) {
-		cJSON *o = cJSON_CreateObject();
+		cJSON *o = eq_cli_json_new();
 
 		eq_cli_json_string(o, "file", path, strlen(path));
 		if (l->is_ls)

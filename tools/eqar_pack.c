@@ -131,7 +131,7 @@ int eq_pack_policy(const struct eq_pack *p, int dirfd, const char *dir,
 static void report_json(const struct eq_pack *p, const char *in,
 			const struct eq_summary *s)
 {
-	cJSON *o = cJSON_CreateObject();
+	cJSON *o = eq_cli_json_new();
 
 	eq_cli_json_string(o, "file", in, strlen(in));
 	cJSON_AddStringToObject(o, "action", p->dry_run ? "estimate" : "pack");
@@ -272,8 +272,8 @@ out_policy:
 
 /* ---- command line -------------------------------------------------------- */
 
-/* Values are checked at once, so that a mistake is a usage error. */
-static bool settings_valid(const struct eq_setting *s, size_t n)
+/* Values are checked at once, so that a mistake is a usage error. Returns a status. */
+static int check_settings(const struct eq_setting *s, size_t n)
 {
 	struct eq_error err = { .text = "" };
 	struct eq_policy scratch;
@@ -285,7 +285,9 @@ static bool settings_valid(const struct eq_setting *s, size_t n)
 	eq_policy_fini(&scratch);
 	if (rc)
 		eq_cli_error("%s", err.text[0] ? err.text : eq_strerror(rc));
-	return rc == 0;
+	if (rc == -ENOMEM)
+		return EQ_EXIT_FAIL;
+	return rc ? eq_cli_usage("eqar pack") : EQ_EXIT_OK;
 }
 
 static int pack_run(const struct eq_pack *p, bool recursive, int n, char **args)
@@ -346,10 +348,10 @@ int eq_cmd_pack(int argc, char **argv)
 	if (n < 1 || (!recursive && n > 2)) {
 		eq_cli_error("%s", n < 1 ? "missing operand" : "too many operands");
 		status = eq_cli_usage("eqar pack");
-	} else if (!settings_valid(set, p.n_settings)) {
-		status = eq_cli_usage("eqar pack");
 	} else {
-		status = pack_run(&p, recursive, n, argv + optind);
+		status = check_settings(set, p.n_settings);
+		if (status == EQ_EXIT_OK)
+			status = pack_run(&p, recursive, n, argv + optind);
 	}
 out:
 	free(set);

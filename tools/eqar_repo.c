@@ -88,7 +88,7 @@ static void left_plain(const struct repo *p, const char *path, const char *why)
 
 	eq_cli_progress_clear(&p->r->progress);
 	if (p->common->json) {
-		o = cJSON_CreateObject();
+		o = eq_cli_json_new();
 		eq_cli_json_string(o, "file", path, strlen(path));
 		cJSON_AddStringToObject(o, "action", "skip");
 		cJSON_AddStringToObject(o, "reason", why);

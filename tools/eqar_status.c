@@ -377,7 +377,7 @@ static void json_key(char out[128], const char *s)
 static void put_json(const struct mount *m, const char *before, const char *t)
 {
 	static const char *const labels[] = { "version", "backend", "isa", "policy", "mode" };
-	cJSON *o = cJSON_CreateObject();
+	cJSON *o = eq_cli_json_new();
 	const char *line, *end;
 	char buf[512], key[128];
 

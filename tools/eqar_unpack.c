@@ -110,7 +110,7 @@ void eq_unpack_report(const struct eq_common *c, struct eq_runner *r,
 
 	eq_cli_progress_clear(&r->progress);
 	if (c->json) {
-		o = cJSON_CreateObject();
+		o = eq_cli_json_new();
 		eq_cli_json_string(o, "file", out, strlen(out));
 		cJSON_AddStringToObject(o, "action", "unpack");
 		eq_cli_json_number(o, "logical_size", (double)info->size);

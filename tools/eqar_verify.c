@@ -107,7 +107,7 @@ static void result_text(const struct verify *v, const char *path,
 static void verify_one(struct verify *v, int dirfd, const char *name,
 		       const char *path)
 {
-	cJSON *o = v->common.json ? cJSON_CreateObject() : NULL;
+	cJSON *o = v->common.json ? eq_cli_json_new() : NULL;
 	struct finding found = { .r = &v->r };
 	struct eq_error err = { .text = "" };
 	struct eq_compare cmp = { 0 };
@@ -116,7 +116,7 @@ static void verify_one(struct verify *v, int dirfd, const char *name,
 	struct stat st;
 
 	v->seen++;
-	if (o)
+	if (v->common.json)
 		found.errors = cJSON_AddArrayToObject(o, "errors");
 	eq_cli_progress_file(&v->r.progress, path);
 	a = eq_input_archive(dirfd, name, path, &st, &err);
@@ -128,7 +128,7 @@ static void verify_one(struct verify *v, int dirfd, const char *name,
 	if (rc)
 		v->failed = true;
 	eq_cli_progress_clear(&v->r.progress);
-	if (o) {
+	if (v->common.json) {
 		result_json(o, v, path, a, rc, &cmp);
 		if (eq_cli_json_print(o))
 			v->failed = true;
