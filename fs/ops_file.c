@@ -28,9 +28,9 @@ static void file_free(struct eq_fs *fs, struct eq_file *f)
 	if (f->fd >= 0)
 		close(f->fd);
 	eq_hot_put(fs->hot, f->copy);
+	eq_ahead_forget(fs->ahead, &f->stream);
 	eq_arc_put(&fs->arcs, f->arc);
 	pthread_mutex_destroy(&f->lock);
-	pthread_mutex_destroy(&f->stream.lock);
 	eq_node_unref(&fs->nodes, f->node);
 	free(f);
 }
@@ -49,7 +49,6 @@ static struct eq_file *file_new(struct eq_fs *fs, struct eq_node *n)
 	f->fd = -1;
 	f->node = n;
 	pthread_mutex_init(&f->lock, NULL);
-	pthread_mutex_init(&f->stream.lock, NULL);
 	eq_node_ref(&fs->nodes, n);
 	eq_handle_add(fs, &f->handle, file_drop);
 	return f;

@@ -6,47 +6,95 @@
 
 #include "prefetch.h"
 
-#define QUEUE 256
 #define FIRST_WINDOW ((uint64_t)2 << 20)
 /* The kernel reads ahead with several requests at once, which arrive in any
  * order: this far from the expected offset is still the same reader. */
 #define TOLERANCE ((uint64_t)8 << 20)
 
-struct task {
-	struct eq_arc *arc;     /* with a reference */
-	uint64_t off, end;
-};
-
 struct eq_ahead {
 	struct eq_arcs *arcs;
 	struct eq_cache *cache;
 	uint64_t window;
-	pthread_mutex_t lock;
+	pthread_mutex_t lock;   /* of the streams as well */
 	pthread_cond_t work;
 	bool stop;
-	struct task task[QUEUE];        /* a ring */
-	size_t first, count;
+	struct eq_stream *first, *last; /* with something to decode, in turns */
 	unsigned n_threads, joined;
 	pthread_t thread[];
 };
 
+static void list_add(struct eq_ahead *a, struct eq_stream *s)
+{
+	s->after = NULL;
+	s->before = a->last;
+	*(a->last ? &a->last->after : &a->first) = s;
+	a->last = s;
+	s->listed = true;
+}
+
+static void list_del(struct eq_ahead *a, struct eq_stream *s)
+{
+	*(s->before ? &s->before->after : &a->first) = s->after;
+	*(s->after ? &s->after->before : &a->last) = s->before;
+	s->listed = false;
+}
+
+struct batch {
+	struct eq_arc *arc;     /* with a reference */
+	uint64_t off, end;
+};
+
+/* The next batch of this stream, not empty. It begins where the reader is: what he
+ * has asked for meanwhile is his, and to decode it again would help nobody. */
+static bool next_batch(struct eq_ahead *a, struct eq_stream *s, struct batch *b)
+{
+	struct eq_extent ext;
+	size_t n;
+
+	b->off = b->end = s->ahead > s->next ? s->ahead : s->next;
+	for (n = 0; n < eq_cache_batch(a->cache) && b->end < s->to; n++) {
+		if (eq_archive_locate(s->arc->archive, b->end, &ext))
+			break;
+		b->end = ext.begin + ext.len;
+	}
+	s->ahead = b->end;
+	b->arc = s->arc;
+	return n;
+}
+
+/* Take a batch from the stream whose turn it is. */
+static bool take(struct eq_ahead *a, struct batch *b)
+{
+	struct eq_stream *s;
+	bool found = false;
+
+	while (!found && (s = a->first)) {
+		list_del(a, s);
+		found = next_batch(a, s, b);
+		if (found && s->ahead < s->to)
+			list_add(a, s);
+	}
+	if (found)
+		eq_arc_ref(a->arcs, b->arc);
+	return found;
+}
+
 static void *worker(void *arg)
 {
 	struct eq_ahead *a = arg;
-	struct task t;
+	struct batch b;
 
 	pthread_mutex_lock(&a->lock);
-	for (;;) {
-		while (!a->count && !a->stop)
+	while (!a->stop) {
+		if (!take(a, &b)) {
 			pthread_cond_wait(&a->work, &a->lock);
-		if (a->stop)
-			break;
-		t = a->task[a->first];
-		a->first = (a->first + 1) % QUEUE;
-		a->count--;
+			continue;
+		}
+		if (a->first) /* for one more of us */
+			pthread_cond_signal(&a->work);
 		pthread_mutex_unlock(&a->lock);
-		eq_cache_load(a->cache, t.arc, t.off, t.end);
-		eq_arc_put(a->arcs, t.arc);
+		eq_cache_load(a->cache, b.arc, b.off, b.end);
+		eq_arc_put(a->arcs, b.arc);
 		pthread_mutex_lock(&a->lock);
 	}
 	pthread_mutex_unlock(&a->lock);
@@ -100,67 +148,44 @@ void eq_ahead_free(struct eq_ahead *a)
 {
 	if (!a)
 		return;
-	for (; a->count; a->count--) {
-		eq_arc_put(a->arcs, a->task[a->first].arc);
-		a->first = (a->first + 1) % QUEUE;
-	}
 	pthread_cond_destroy(&a->work);
 	pthread_mutex_destroy(&a->lock);
 	free(a);
 }
 
-/* Queue the extents of [from, to), a batch a task; returns how far it got. */
-static uint64_t push(struct eq_ahead *a, struct eq_arc *arc, uint64_t from, uint64_t to)
-{
-	struct eq_extent ext;
-	struct task *t;
-	size_t n;
-
-	pthread_mutex_lock(&a->lock);
-	while (from < to && a->count < QUEUE && !a->stop) {
-		if (eq_archive_locate(arc->archive, from, &ext))
-			break;
-		t = &a->task[(a->first + a->count++) % QUEUE];
-		eq_arc_ref(a->arcs, arc);
-		t->arc = arc;
-		t->off = ext.begin;
-		for (n = 1; n < eq_cache_batch(a->cache); n++)
-			if (ext.begin + ext.len >= to ||
-			    eq_archive_locate(arc->archive, ext.begin + ext.len, &ext))
-				break;
-		t->end = from = ext.begin + ext.len;
-		pthread_cond_signal(&a->work);
-	}
-	pthread_mutex_unlock(&a->lock);
-	return from;
-}
-
 void eq_ahead_note(struct eq_ahead *a, struct eq_stream *s, struct eq_arc *arc, uint64_t off,
 		   size_t len)
 {
-	uint64_t end = off + len, from, to;
-	bool near;
+	uint64_t end = off + len, from;
 
-	if (!a->n_threads)
-		return;
-	pthread_mutex_lock(&s->lock);
-	near = s->next && off + TOLERANCE >= s->next && off <= s->next + TOLERANCE;
-	if (!near) {
-		s->next = s->ahead = end;
+	pthread_mutex_lock(&a->lock);
+	if (!s->next || off + TOLERANCE < s->next || off > s->next + TOLERANCE) {
+		if (s->listed)
+			list_del(a, s);
+		s->next = s->ahead = s->to = end;
 		s->window = 0;
-		goto out;
-	}
-	if (end > s->next) {
+	} else if (end > s->next) {
 		s->next = end;
 		s->window = s->window ? 2 * s->window : FIRST_WINDOW;
 		if (s->window > a->window)
 			s->window = a->window;
+		s->to = end + s->window < arc->info->size ? end + s->window : arc->info->size;
+		s->arc = arc;
+		from = s->ahead > end ? s->ahead : end;
+		/* In steps of some size, not an extent a request. */
+		if (!s->listed && from < s->to &&
+		    (s->to - from >= s->window / 4 || s->to == arc->info->size)) {
+			list_add(a, s);
+			pthread_cond_signal(&a->work);
+		}
 	}
-	to = end + s->window < arc->info->size ? end + s->window : arc->info->size;
-	from = s->ahead > end ? s->ahead : end;
-	/* In steps of some size, not an extent a request. */
-	if (from < to && (to - from >= s->window / 4 || to == arc->info->size))
-		s->ahead = push(a, arc, from, to);
-out:
-	pthread_mutex_unlock(&s->lock);
+	pthread_mutex_unlock(&a->lock);
+}
+
+void eq_ahead_forget(struct eq_ahead *a, struct eq_stream *s)
+{
+	pthread_mutex_lock(&a->lock);
+	if (s->listed)
+		list_del(a, s);
+	pthread_mutex_unlock(&a->lock);
 }

@@ -28,7 +28,10 @@
 #include "trim.h"
 #include "tune.h"
 
-#define MAX_WINDOW ((uint64_t)32 << 20)
+/* Bytes to decode ahead of a reader. What the CPU decodes should still be in its caches
+ * when it is copied; a device wants several launches at once. */
+#define CPU_WINDOW ((uint64_t)8 << 20)
+#define DEVICE_WINDOW ((uint64_t)32 << 20)
 #define STOP_SECONDS 10.0       /* for threads to notice that they should end */
 #define HURRY_SECONDS 1.0       /* the same, after a second signal */
 #define NAP_MS 5
@@ -247,6 +250,9 @@ static void raise_files(const struct eq_log *log)
 static int fs_init(struct eq_fs *fs, const struct eq_mount *m)
 {
 	unsigned threads = m->threads ? m->threads : eq_cpu_count();
+	/* Copying for the reader takes a core, too: where it has to share with those that
+	 * decode ahead, all wait for it before long. */
+	unsigned ahead = threads > 1 ? threads - 1 : 1;
 	pthread_rwlockattr_t attr;
 	uint64_t window;
 	int rc;
@@ -268,9 +274,11 @@ static int fs_init(struct eq_fs *fs, const struct eq_mount *m)
 		rc = eq_pool_create(threads - 1, &fs->pool);
 	if (!rc)
 		rc = eq_cache_create(m->cache_bytes, fs->pool, m->backend, &fs->cache);
-	window = m->cache_bytes / 4 < MAX_WINDOW ? m->cache_bytes / 4 : MAX_WINDOW;
+	window = m->backend == eq_backend_cpu() ? CPU_WINDOW : DEVICE_WINDOW;
+	if (window > m->cache_bytes / 4)
+		window = m->cache_bytes / 4;
 	if (!rc)
-		rc = eq_ahead_create(&fs->arcs, fs->cache, threads, window, &fs->ahead);
+		rc = eq_ahead_create(&fs->arcs, fs->cache, ahead, window, &fs->ahead);
 	if (!rc && m->hot_bytes)
 		rc = eq_hot_create(fs, m->hot_bytes, &fs->hot);
 	return rc;
@@ -282,8 +290,8 @@ static void fs_fini(struct eq_fs *fs)
 		eq_compact_free(fs->compact);
 	eq_trim_free(fs->trim);
 	eq_scan_free(fs->scan);
-	eq_ahead_free(fs->ahead);
 	eq_handles_drop(fs);
+	eq_ahead_free(fs->ahead);
 	pthread_mutex_destroy(&fs->handles_lock);
 	eq_hot_free(fs->hot);
 	eq_cache_free(fs->cache);

@@ -358,15 +358,17 @@ def test_dead_disk_behind_readers():
             fd = os.open(m.path("m"), os.O_RDONLY | os.O_DIRECT)
             for at in offsets:
                 os.pread(fd, 4096, at)
-            os.close(fd)
+            return fd
         m, calls = dying(store, ",pread,", "") # how often the reader comes to the disk
-        act(m, offsets[:1])
+        os.close(act(m, offsets[:1]))
         n = calls()
         m.stop()
         m, calls = dying(store, ",pread,", f"hang:{n + 1}", *options)
-        act(m, offsets) # whose last one is in memory already
+        fd = act(m, offsets) # whose last one is in memory already
         poll("caught", lambda calls=calls, n=n: calls() == n + 1)
         is_left(m)
+        with contextlib.suppress(OSError): # nobody is there to hear of it
+            os.close(fd)
 
 
 run(globals())
