@@ -353,12 +353,12 @@ static int run(struct session *s)
 	int rc = fs_init(fs, fs->m);
 
 	s->up = true;
+	if (!rc) /* first, as the others look at its mark */
+		rc = eq_trim_create(fs);
 	if (!rc && !fs->m->read_only)
 		rc = eq_compact_create(fs);
 	if (!rc)
 		rc = eq_scan_create(fs);
-	if (!rc)
-		rc = eq_trim_create(fs);
 	if (!rc)
 		eq_virtual_check(fs);
 	if (!rc)
