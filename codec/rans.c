@@ -10,42 +10,97 @@
 #include "format.h"
 #include "rans.h"
 
-/* All ones if a < b, else 0. No branch: nothing would predict this one. */
-static inline uint32_t less_mask(uint32_t a, uint32_t b)
+/* ---- decoding -------------------------------------------------------------- */
+
+/*
+ * A step of all lanes goes in passes: what is the same for every lane is done for
+ * four at once with whatever the compiler has for that, and nothing shorter than 4
+ * bytes is stored between stores to other places, each of which takes 5 cycles
+ * where caches are checked by 4 bytes (Zen 3).
+ */
+typedef uint32_t v4 __attribute__((vector_size(16)));
+
+union lanes {
+	uint32_t u[EQ_LANES];
+	v4 v[EQ_LANES / 4];
+};
+
+#define EACH_LANE(l)                                                           \
+	_Pragma("GCC unroll 32") for (unsigned l = 0; l < EQ_LANES; l++)
+
+/* A number in a register: compilers would put four together, at some cost. */
+static inline uint32_t apart(uint32_t a)
 {
-	return (uint32_t)(((uint64_t)a - b) >> 32);
+	__asm__("" : "+r"(a));
+	return a;
 }
 
-static inline uint32_t pick(uint32_t mask, uint32_t a, uint32_t b)
+struct lane_states {
+	union lanes x;
+	union lanes y, low;     /* before they take words; all ones if one is due */
+};
+
+static inline void find_entries(const union lanes *x, const uint32_t *slot,
+				union lanes *e)
 {
-	return b ^ ((a ^ b) & mask);
+	EACH_LANE(l)
+		e->u[l] = apart(slot[x->u[l] & 4095]);
+}
+
+static inline void advance(struct lane_states *s, const union lanes *e)
+{
+	for (unsigned i = 0; i < EQ_LANES / 4; i++) {
+		v4 y = (e->v[i] >> 12 & 4095) * (s->x.v[i] >> 12) + (e->v[i] & 4095);
+		v4 low = (v4)(y >> 16 == 0);
+
+		s->low.v[i] = low;
+		s->y.v[i] = y ^ ((y ^ y << 16) & low);
+	}
+}
+
+/* How many words were taken. */
+static inline uint32_t take_words(struct lane_states *s, const uint16_t *next)
+{
+	uint32_t n = 0;
+
+	EACH_LANE(l) {
+		s->x.u[l] = apart(s->y.u[l] | (next[n] & s->low.u[l]));
+		n -= s->low.u[l];
+	}
+	return n;
+}
+
+/* The symbols of four steps, from the top bytes of the entries. */
+static inline void put_symbols(const union lanes e[4], uint8_t *out)
+{
+	for (unsigned i = 0; i < EQ_LANES / 4; i++) {
+		v4 sym = e[0].v[i] >> 24 | (e[1].v[i] >> 16 & 0xff00) |
+			 (e[2].v[i] >> 8 & 0xff0000) | (e[3].v[i] & 0xff000000);
+
+		memcpy(out + 16 * i, &sym, sizeof(sym));
+	}
 }
 
 static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
 {
-	const uint32_t *slot = d->table->slot;
 	const uint16_t *next = d->next;
-	uint32_t *x = d->x;
+	struct lane_states s;
+	union lanes e[4];
 
+	memcpy(&s.x, d->x, sizeof(s.x));
 	for (; groups; groups--, out += EQ_GROUP) {
 		for (unsigned t = 0; t < 4; t++) {
-#pragma GCC unroll 8
-			for (unsigned l = 0; l < EQ_LANES; l++) {
-				uint32_t e = slot[x[l] & 4095];
-				uint32_t y = (e >> 12 & 4095) * (x[l] >> 12) +
-					     (e & 4095);
-				uint32_t low = less_mask(y, EQ_RANS_L);
-
-				out[4 * l + t] = (uint8_t)(e >> 24);
-				x[l] = pick(low, y << 16 | *next, y);
-				next += low & 1;
-			}
+			find_entries(&s.x, d->table->slot, &e[t]);
+			advance(&s, &e[t]);
+			next += take_words(&s, next);
 		}
+		put_symbols(e, out);
 		if (next > d->end) {
 			next = d->end;
 			d->err = 1;
 		}
 	}
+	memcpy(d->x, &s.x, sizeof(s.x));
 	d->next = next;
 }
 
@@ -55,6 +110,8 @@ static void rans_decode_c(struct eq_rans_dec *const *dec, uint8_t *const *out,
 	for (unsigned i = 0; i < k; i++)
 		decode_one(dec[i], out[i], groups);
 }
+
+/* ---- encoding -------------------------------------------------------------- */
 
 /* A symbol with the reciprocal of its frequency f rounded up, 2^64 / f: with
  * 64 bits the quotients are exact. */
@@ -99,6 +156,8 @@ static uint16_t *rans_encode_c(const struct eq_rans_enc *enc, uint32_t x[32],
 	}
 	return absent & EQ_PROB_SIZE ? NULL : top;
 }
+
+/* ---- parts ----------------------------------------------------------------- */
 
 void eq_kernels_init_c(struct eq_kernels *k)
 {
