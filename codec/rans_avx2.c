@@ -71,8 +71,13 @@ INLINE __m256i entries(const uint32_t *slot, __m256i x, const bool gather)
 				load4(slot, _mm256_castsi256_si128(i)));
 }
 
-/* The states after x, given the entries. */
-INLINE __m256i advance(__m256i x, __m256i e, const uint16_t **next)
+/* States that lack their words: moved up where one is due, in the lanes m. */
+struct hungry {
+	__m256i y;
+	unsigned m;
+};
+
+INLINE struct hungry advance(__m256i x, __m256i e)
 {
 	const __m256i low12 = _mm256_set1_epi32(4095);
 	__m256i f = _mm256_and_si256(_mm256_srli_epi32(e, 12), low12);
@@ -80,14 +85,18 @@ INLINE __m256i advance(__m256i x, __m256i e, const uint16_t **next)
 				     _mm256_and_si256(e, low12));
 	__m256i low = _mm256_cmpeq_epi32(_mm256_srli_epi32(y, 16),
 					 _mm256_setzero_si256());
-	unsigned m = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low));
+
+	return (struct hungry){ _mm256_blendv_epi8(y, _mm256_slli_epi32(y, 16), low),
+				(unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(low)) };
+}
+
+INLINE __m256i feed(struct hungry h, const uint16_t **next)
+{
 	__m256i words = _mm256_broadcastsi128_si256(
 		_mm_loadu_si128((const __m128i *)(const void *)*next));
 
-	words = _mm256_shuffle_epi8(words, load(takes[m]));
-	*next += __builtin_popcount(m);
-	return _mm256_blendv_epi8(
-		y, _mm256_or_si256(_mm256_slli_epi32(y, 16), words), low);
+	*next += __builtin_popcount(h.m);
+	return _mm256_or_si256(h.y, _mm256_shuffle_epi8(words, load(takes[h.m])));
 }
 
 /* Put the symbols of step t, the top bytes of the entries, to byte t. */
@@ -104,37 +113,47 @@ INLINE void put_symbols(__m256i *out, __m256i e, const unsigned t)
 	_mm256_storeu_si256(out, e);
 }
 
+/* How many vectors a stage is ahead of the next one: processors do not look far
+ * enough to find by themselves what they could do while they wait. */
+#define LAG_ENTRIES 2
+#define LAG_WORDS 1
+#define STAGES (2 * EQ_LANES / 8 * 4 + LAG_ENTRIES + LAG_WORDS) /* of two decoders */
+
 /* k decoders side by side, k a constant. There are not registers enough for the
  * states of two, let alone for the symbols, which gather in memory. */
 INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 		     size_t groups, const unsigned k, const bool gather)
 {
+	const unsigned vectors = 4 * k, all = 4 * vectors; /* of a step, of a group */
 	const uint16_t *next[2];
 	const uint32_t *slot[2];
-	__m256i x[2][4], e[2];
+	__m256i x[8], e[8];     /* decoder i has every k-th from i on */
+	struct hungry h[8];
 
 	for (unsigned i = 0; i < k; i++) {
 		next[i] = dec[i]->next;
 		slot[i] = dec[i]->table->slot;
 		for (unsigned v = 0; v < 4; v++)
-			x[i][v] = load(dec[i]->x + 8 * v);
+			x[v * k + i] = load(dec[i]->x + 8 * v);
 	}
 	for (size_t g = 0; g < groups; g++) {
-#pragma GCC unroll 4
-		for (unsigned t = 0; t < 4; t++) {
-#pragma GCC unroll 4
-			for (unsigned v = 0; v < 4; v++) {
-#pragma GCC unroll 2
-				for (unsigned i = 0; i < k; i++)
-					e[i] = entries(slot[i], x[i][v], gather);
-#pragma GCC unroll 2
-				for (unsigned i = 0; i < k; i++) {
-					uint8_t *o = out[i] + g * EQ_GROUP + 32 * v;
+#pragma GCC unroll 64
+		for (unsigned n = 0; n < STAGES; n++) { /* clang wants a constant */
+			unsigned a = n - LAG_ENTRIES, w = a - LAG_WORDS;
 
-					x[i][v] = advance(x[i][v], e[i], &next[i]);
-					put_symbols((__m256i *)(void *)o, e[i], t);
-				}
+			if (n < all)
+				e[n % vectors] = entries(slot[n % k], x[n % vectors],
+							 gather);
+			if (a < all) {
+				uint8_t *o = out[a % k] + g * EQ_GROUP +
+					     a % vectors / k * 32;
+
+				h[a % vectors] = advance(x[a % vectors], e[a % vectors]);
+				put_symbols((__m256i *)(void *)o, e[a % vectors],
+					    a / vectors);
 			}
+			if (w < all)
+				x[w % vectors] = feed(h[w % vectors], &next[w % k]);
 		}
 		for (unsigned i = 0; i < k; i++) {
 			if (__builtin_expect(next[i] > dec[i]->end, 0)) {
@@ -146,7 +165,7 @@ INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 	for (unsigned i = 0; i < k; i++) {
 		dec[i]->next = next[i];
 		for (unsigned v = 0; v < 4; v++)
-			store(dec[i]->x + 8 * v, x[i][v]);
+			store(dec[i]->x + 8 * v, x[v * k + i]);
 	}
 }
 
