@@ -70,7 +70,8 @@ class Mount:
         # Not beside the store: its disk may be full.
         beside = scratch(os.path.relpath(self.store, os.path.realpath(TMP)).replace("/", "-"))
         self.point = beside + ".mnt"
-        os.makedirs(self.point, exist_ok=True)
+        with contextlib.suppress(FileExistsError): # which a dead mount cannot say of itself
+            os.makedirs(self.point)
         self.log_path = beside + ".log"
         opts = ",".join(["settle=" + settle, *options])
         with open(self.log_path, "ab") as log:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From mount(8) to unmount: readiness, fstab, systemd, privileges, and an end that
 comes in bounded time whatever the queue, the readers and the disk are doing."""
+import errno
 import re
 import resource
 import socket
@@ -93,6 +94,47 @@ def test_unit():
                            text=True, check=False)
         ours = [s for s in r.stderr.splitlines() if "eqfs" in s]
         assert not ours, r.stderr
+
+
+KILLED = """set -e
+mknod -m 666 $1 c 10 229
+mount --bind $1 /dev/fuse
+$2 -f -q -o setuid=nobody $3 $4 &
+for i in $(seq 2000); do ! grep -q " $4 " /proc/self/mountinfo || break; sleep 0.01; done
+kill -9 $!
+wait $! || [ $? = 137 ]
+$2 -o setuid=nobody $3 $4
+setpriv --reuid=nobody --regid=nogroup --clear-groups cat $4/.eqfs/stats
+umount $4
+if grep " $4 " /proc/self/mountinfo; then exit 9; fi
+"""
+
+
+def test_killed():
+    """What a killed daemon leaves mounted is in nobody's way who mounts there again, be it
+    root or an ordinary user; a mount that answers is."""
+    dead = Mount(scratch("killed"))
+    dead.proc.kill()
+    dead.proc.wait()
+    with raises(errno.ENOTCONN):
+        os.listdir(dead.point)
+    with Mount(scratch("killed")) as m:
+        assert "took away the mount of an eqfs that was killed" in m.log(), m.log()
+        with open("/proc/self/mountinfo", encoding="utf-8") as f:
+            assert sum(f" {m.point} " in s for s in f) == 1
+        r = daemon(scratch("killed"), m.point)
+        assert r.returncode == 1 and "mounted already" in r.stderr, r
+        assert b"eqfs_info" in read(m.path(".eqfs/stats"))
+    dead.force()
+    if not need("root", ROOT):
+        return
+    store, mnt = point("killed.user")
+    os.chmod(TMP, 0o755)
+    for path in (store, mnt):
+        os.chown(path, 65534, 65534)
+    r = subprocess.run(["unshare", "-m", "sh", "-c", KILLED, "sh", scratch("killed.fuse"), os.path.realpath(EQFS),
+                        store, mnt], capture_output=True, text=True, check=False, timeout=60)
+    assert r.returncode == 0 and "eqfs_info" in r.stdout and "took away" in r.stderr, r
 
 
 FSTAB = """set -e

@@ -59,6 +59,7 @@ SCRIPT_TESTS = \
 	tests/mount_python.py \
 	tests/mount_random.py \
 	tests/mount_stats.py \
+	tests/mount_systemd.py \
 	tests/mount_torch.py \
 	tests/neon.sh \
 	tests/python_load.py
@@ -96,6 +97,7 @@ TEST_FILES = \
 	tests/posix_cases.py \
 	tests/requirements-torch.txt \
 	tests/st_text.h \
+	tests/systemd_lib.py \
 	tests/torch_load.py \
 	tests/memory_lib.py \
 	tests/mount_lib.py

@@ -19,6 +19,7 @@
 #include "cli.h"
 #include "eqfs.h"
 #include "eqfs_fstab.h"
+#include "eqfs_point.h"
 #include "gpu_load.h"
 
 #define CONFIG ".eqfs.conf"
@@ -267,16 +268,22 @@ static int lock_store(struct options *o)
 	return rc;
 }
 
-static int open_store(struct options *o, struct eq_error *err)
+static int store_fails(struct options *o, int rc, struct eq_error *err)
 {
-	int fd, rc;
+	return eq_fail(err, rc, "%s: %s", o->store, eq_strerror(rc));
+}
 
-	o->mount.store_fd = open(o->store, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (o->mount.store_fd < 0)
-		return eq_fail(err, -errno, "%s: %s", o->store, eq_strerror(-errno));
-	fd = open(o->mountpoint, O_PATH | O_DIRECTORY | O_CLOEXEC);
+/* Neither may lie in the other. */
+static int check_point(struct options *o, struct eq_error *err)
+{
+	bool revived;
+	int fd = eq_point_open(o->mountpoint, &revived, err), rc;
+
 	if (fd < 0)
-		return eq_fail(err, -errno, "%s: %s", o->mountpoint, eq_strerror(-errno));
+		return fd;
+	if (revived && !o->quiet)
+		fprintf(stderr, "eqfs: %s: took away the mount of an eqfs that was killed\n",
+			o->mountpoint);
 	rc = eq_store_overlap(o->mount.store_fd, fd);
 	close(fd);
 	if (rc == 1)
@@ -285,14 +292,26 @@ static int open_store(struct options *o, struct eq_error *err)
 	if (rc == 2)
 		return eq_fail(err, -EINVAL, "%s: the store is inside the mountpoint %s", o->store,
 			       o->mountpoint);
-	if (!rc)
-		rc = lock_store(o);
+	return rc ? store_fails(o, rc, err) : 0;
+}
+
+static int open_store(struct options *o, struct eq_error *err)
+{
+	int rc;
+
+	o->mount.store_fd = open(o->store, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (o->mount.store_fd < 0)
+		return store_fails(o, -errno, err);
+	rc = lock_store(o);
 	if (rc == -EBUSY)
 		return eq_fail(err, rc, "%s: mounted already by another eqfs", o->store);
-	if (!rc && !o->read_only && eq_store_above(o->mount.store_fd))
-		return eq_fail(err, -EBUSY, "%s: inside a store that is mounted already", o->store);
 	if (rc)
-		return eq_fail(err, rc, "%s: %s", o->store, eq_strerror(rc));
+		return store_fails(o, rc, err);
+	rc = check_point(o, err);
+	if (rc)
+		return rc;
+	if (!o->read_only && eq_store_above(o->mount.store_fd))
+		return eq_fail(err, -EBUSY, "%s: inside a store that is mounted already", o->store);
 	o->mount.store = realpath(o->store, NULL);
 	o->mount.mountpoint = realpath(o->mountpoint, NULL);
 	if (!o->mount.store || !o->mount.mountpoint)

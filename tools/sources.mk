@@ -22,7 +22,9 @@ EQAR_SOURCES = \
 EQFS_SOURCES = \
 	tools/eqfs.c \
 	tools/eqfs_fstab.c \
-	tools/eqfs_fstab.h
+	tools/eqfs_fstab.h \
+	tools/eqfs_point.c \
+	tools/eqfs_point.h
 
 bashcompdir = $(datarootdir)/bash-completion/completions
 dist_bashcomp_DATA = \
