@@ -138,4 +138,7 @@ uint64_t eq_build_tensor_cost(const struct eq_build *b);
 int eq_build_finish(struct eq_build *b, const struct eq_disk_file *file,
 		    const uint8_t *prefix, const char *provenance, uint64_t *stored);
 
+/* Rename, unless there is something of the new name: -EEXIST. 0 or -errno. */
+int eq_move_new(int fromfd, const char *from, int dirfd, const char *name);
+
 #endif

@@ -368,17 +368,21 @@ bool eq_tmp_is(const char *name);
  * it, so that a later clean-up can tell litter from work in progress. */
 int eq_tmp_create(int dirfd, char name[EQ_TMP_NAME_SIZE], int *fd);
 /*
- * Move a file, of whatever type, to a temporary name, for a moment in which its own
- * is wanted for an archive. If a crash comes before it is dropped, and nothing has
- * its name, the next sweep puts it back; the store needs extended attributes for
- * that. 0 or -errno.
+ * Move a file, of whatever type, into a directory of a temporary name, for a moment in
+ * which its own is wanted for an archive. If a crash comes before it is dropped, and
+ * nothing has its name, the next sweep puts it back. 0 or -errno: then it is where it
+ * was. Begin is followed by one of the others, which leaves to the next sweep what it
+ * cannot do. dirfd and name are the caller's until then.
  */
-int eq_tmp_aside(int dirfd, const char *name, char aside[EQ_TMP_NAME_SIZE]);
-int eq_tmp_aside_back(int dirfd, const char *aside, const char *name);
-int eq_tmp_aside_drop(int dirfd, const char *aside);
-/* Forget what was to be moved aside when a crash came; nobody does so now. */
-void eq_tmp_aside_forget(int dirfd);
-/* Remove name if it is a temporary file that nobody holds: 0. 1: it was moved aside,
+struct eq_aside {
+	int dirfd, fd;
+	const char *name;
+	char tmp[EQ_TMP_NAME_SIZE];
+};
+int eq_aside_begin(struct eq_aside *a, int dirfd, const char *name);
+int eq_aside_back(struct eq_aside *a);
+int eq_aside_drop(struct eq_aside *a);
+/* Remove name if it is a temporary file that nobody holds: 0. 1: a file was aside in it,
  * and is back under its own name. Or -errno; -EBUSY if it is in use. */
 int eq_tmp_sweep(int dirfd, const char *name);
 /* Copy the access control list and the user.* attributes of a file, without those of eqfs itself (user.eqfs.*).

@@ -149,7 +149,7 @@ static int remove_plain(struct shrink *s)
 	if (!rc && fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
 		return -errno;
 	if (!rc && !unchanged(s, &at)) {
-		rc = eq_tmp_aside_back(s->dirfd, aside, s->name);
+		rc = eq_move_new(s->dirfd, aside, s->dirfd, s->name);
 		rc = rc ? rc : -EBUSY;
 		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
 		return rc;

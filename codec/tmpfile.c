@@ -7,6 +7,7 @@
  */
 #include "config.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -20,7 +21,7 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
-#include "eqcodec.h"
+#include "archive_priv.h"
 
 #define TMP_PREFIX ".eqfs-tmp."
 #define TMP_PREFIX_LEN (sizeof(TMP_PREFIX) - 1)
@@ -28,7 +29,6 @@
 #define TMP_TRIES 100
 #define XATTR_OWN "user.eqfs."  /* what a mount says, not what a user set */
 #define XATTR_ACL "system.posix_acl_access"
-#define XATTR_ASIDE XATTR_OWN "aside." /* of a directory: + digits = the name that it had */
 
 bool eq_tmp_is(const char *name)
 {
@@ -78,101 +78,109 @@ int eq_tmp_create(int dirfd, char name[EQ_TMP_NAME_SIZE], int *out)
 	return -EEXIST;
 }
 
-/* The mark of a file that was moved aside. By way of /proc, because directories may
- * be open with O_PATH. */
-struct mark {
-	char dir[32], name[64];
-};
-
-static void mark_name(struct mark *m, int dirfd, const char *aside)
+int eq_move_new(int fromfd, const char *from, int dirfd, const char *name)
 {
-	snprintf(m->dir, sizeof(m->dir), "/proc/self/fd/%d", dirfd);
-	snprintf(m->name, sizeof(m->name), XATTR_ASIDE "%s", aside + TMP_PREFIX_LEN);
-}
+	int rc = renameat2(fromfd, from, dirfd, name, RENAME_NOREPLACE) ? -errno : 0;
 
-int eq_tmp_aside(int dirfd, const char *name, char aside[EQ_TMP_NAME_SIZE])
-{
-	struct mark m;
-	int rc = tmp_name(aside);
-
-	if (rc)
-		return rc;
-	mark_name(&m, dirfd, aside);
-	(void)!setxattr(m.dir, m.name, name, strlen(name), 0); /* where there are any */
-	if (renameat(dirfd, name, dirfd, aside)) {
-		rc = -errno;
-		(void)!removexattr(m.dir, m.name);
+	if (rc == -EINVAL || rc == -ENOSYS) { /* not every filesystem can */
+		rc = linkat(fromfd, from, dirfd, name, 0) ? -errno : 0;
+		if (!rc)
+			(void)!unlinkat(fromfd, from, 0);
 	}
 	return rc;
 }
 
-int eq_tmp_aside_back(int dirfd, const char *aside, const char *name)
-{
-	struct mark m;
-	int rc = renameat2(dirfd, aside, dirfd, name, RENAME_NOREPLACE) ? -errno : 0;
+/* ---- aside ------------------------------------------------------------------ */
 
-	if (rc == -EINVAL || rc == -ENOSYS) { /* not every filesystem can */
-		rc = linkat(dirfd, aside, dirfd, name, 0) ? -errno : 0;
-		if (!rc)
-			(void)!unlinkat(dirfd, aside, 0);
-	}
+/* The directory with what is in it no more. */
+static int aside_end(struct eq_aside *a, int rc)
+{
+	close(a->fd);
+	if (unlinkat(a->dirfd, a->tmp, AT_REMOVEDIR) && !rc)
+		rc = -errno;
+	return rc;
+}
+
+int eq_aside_begin(struct eq_aside *a, int dirfd, const char *name)
+{
+	int rc = tmp_name(a->tmp);
+
 	if (rc)
 		return rc;
-	mark_name(&m, dirfd, aside);
-	(void)!removexattr(m.dir, m.name);
-	return 0;
-}
-
-int eq_tmp_aside_drop(int dirfd, const char *aside)
-{
-	struct mark m;
-
-	/* In this order, or a crash would leave a mark of nothing. */
-	mark_name(&m, dirfd, aside);
-	(void)!removexattr(m.dir, m.name);
-	return unlinkat(dirfd, aside, 0) ? -errno : 0;
-}
-
-void eq_tmp_aside_forget(int dirfd)
-{
-	char *names = malloc(XATTR_LIST_MAX), aside[EQ_TMP_NAME_SIZE], *p;
-	struct stat st;
-	struct mark m;
-	ssize_t len = -1;
-
-	mark_name(&m, dirfd, TMP_PREFIX);
-	if (names)
-		len = listxattr(m.dir, names, XATTR_LIST_MAX);
-	for (p = names; len > 0 && p < names + len; p += strlen(p) + 1) {
-		if (strncmp(p, XATTR_ASIDE, sizeof(XATTR_ASIDE) - 1))
-			continue;
-		snprintf(aside, sizeof(aside), TMP_PREFIX "%s", p + sizeof(XATTR_ASIDE) - 1);
-		if (fstatat(dirfd, aside, &st, AT_SYMLINK_NOFOLLOW) && errno == ENOENT)
-			(void)!removexattr(m.dir, p);
+	a->dirfd = dirfd;
+	a->name = name;
+	if (mkdirat(dirfd, a->tmp, 0700))
+		return -errno;
+	a->fd = eq_open_in(dirfd, a->tmp, O_RDONLY | O_DIRECTORY);
+	if (a->fd < 0) {
+		unlinkat(dirfd, a->tmp, AT_REMOVEDIR);
+		return a->fd;
 	}
-	free(names);
+	return renameat(dirfd, name, a->fd, name) ? aside_end(a, -errno) : 0;
 }
 
-/* Put back what a crash has left aside, unless its name is taken, be it by an archive.
- * 1: done; 0: it is litter; or -errno: neither, so that it must stay. */
-static int put_back(int dirfd, const char *aside)
+int eq_aside_back(struct eq_aside *a)
+{
+	return aside_end(a, eq_move_new(a->fd, a->name, a->dirfd, a->name));
+}
+
+int eq_aside_drop(struct eq_aside *a)
+{
+	return aside_end(a, unlinkat(a->fd, a->name, 0) ? -errno : 0);
+}
+
+/* The name of the only entry, which is no directory: 1. 0: there is none. */
+static int only_entry(int dir, char name[NAME_MAX + 1])
+{
+	int fd = fcntl(dir, F_DUPFD_CLOEXEC, 0), rc = 0;
+	DIR *d = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *e;
+	struct stat st;
+
+	if (!d) {
+		rc = -errno;
+		if (fd >= 0)
+			close(fd);
+		return rc;
+	}
+	for (errno = 0; rc >= 0 && (e = readdir(d)); errno = 0) {
+		if (!strcmp(e->d_name, ".") || !strcmp(e->d_name, ".."))
+			continue;
+		strcpy(name, e->d_name);
+		if (fstatat(dir, name, &st, AT_SYMLINK_NOFOLLOW))
+			rc = -errno;
+		else
+			rc = rc || S_ISDIR(st.st_mode) ? -ENOTEMPTY : 1;
+	}
+	if (rc >= 0 && errno)
+		rc = -errno;
+	closedir(d);
+	return rc;
+}
+
+/* Put back what a crash has left aside, unless its name is taken, be it by an archive:
+ * then it is litter. 1: done; 0: there was nothing to keep; or -errno. */
+static int aside_sweep(int dirfd, const char *tmp)
 {
 	char name[NAME_MAX + 1], archive[NAME_MAX + sizeof(EQ_SUFFIX)];
+	struct eq_aside a = { .dirfd = dirfd, .name = name };
 	struct stat st;
-	struct mark m;
-	ssize_t len;
 	int rc;
 
-	mark_name(&m, dirfd, aside);
-	len = getxattr(m.dir, m.name, name, sizeof(name) - 1);
-	if (len <= 0)
-		return !len || errno == ENODATA || errno == ENOTSUP ? 0 : -errno;
-	name[len] = '\0';
+	strcpy(a.tmp, tmp);
+	a.fd = eq_open_in(dirfd, tmp, O_RDONLY | O_DIRECTORY);
+	if (a.fd < 0)
+		return a.fd;
+	rc = only_entry(a.fd, name);
+	if (rc <= 0)
+		return aside_end(&a, rc);
 	snprintf(archive, sizeof(archive), "%s" EQ_SUFFIX, name);
-	if (strchr(name, '/') || fstatat(dirfd, archive, &st, AT_SYMLINK_NOFOLLOW) == 0)
-		return 0;
-	rc = eq_tmp_aside_back(dirfd, aside, name);
-	return rc == -EEXIST ? 0 : rc ? rc : 1;
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) &&
+	    fstatat(dirfd, archive, &st, AT_SYMLINK_NOFOLLOW)) {
+		rc = eq_aside_back(&a);
+		return rc ? rc : 1;
+	}
+	return eq_aside_drop(&a);
 }
 
 int eq_tmp_sweep(int dirfd, const char *name)
@@ -182,15 +190,15 @@ int eq_tmp_sweep(int dirfd, const char *name)
 
 	if (!eq_tmp_is(name))
 		return -EINVAL;
+	if (fstatat(dirfd, name, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISDIR(st.st_mode))
+		return aside_sweep(dirfd, name);
 	fd = eq_open_regular(dirfd, name, &st);
 	if (fd < 0 && fd != -ELOOP && fd != -EINVAL) /* a link, a pipe: nobody's work */
 		return fd;
 	if (fd >= 0 && flock(fd, LOCK_EX | LOCK_NB))
 		rc = errno == EWOULDBLOCK ? -EBUSY : -errno;
-	if (!rc)
-		rc = put_back(dirfd, name);
-	if (!rc)
-		rc = eq_tmp_aside_drop(dirfd, name);
+	if (!rc && unlinkat(dirfd, name, 0))
+		rc = -errno;
 	if (fd >= 0)
 		close(fd);
 	return rc;

@@ -49,21 +49,21 @@ static int rename_disk(const struct side *from, const struct side *to, bool arch
  * would win, and comes back if the rest fails. */
 static int archive_over_plain(struct side *from, struct side *to)
 {
-	char aside[EQ_TMP_NAME_SIZE];
+	struct eq_aside aside;
 	int rc;
 
 	if (S_ISDIR(to->f.st.st_mode))
 		return -EISDIR;
 	rc = eq_name_bury(to->dir->fd, to->name);
 	if (!rc)
-		rc = eq_tmp_aside(to->dir->fd, to->name, aside);
+		rc = eq_aside_begin(&aside, to->dir->fd, to->name);
 	if (rc)
 		return rc;
 	rc = rename_disk(from, to, true, 0);
 	if (rc) /* if this fails, too, the next mount does it */
-		(void)eq_tmp_aside_back(to->dir->fd, aside, to->name);
+		(void)eq_aside_back(&aside);
 	else
-		(void)eq_tmp_aside_drop(to->dir->fd, aside);
+		(void)eq_aside_drop(&aside);
 	return rc;
 }
 

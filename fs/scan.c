@@ -164,11 +164,6 @@ static void *scan(void *arg)
 				visit(s, dir, e->d_name);
 		if (d)
 			closedir(d);
-		if (!s->fs->m->read_only) {
-			pthread_rwlock_wrlock(&s->fs->names);
-			eq_tmp_aside_forget(dir->fd);
-			pthread_rwlock_unlock(&s->fs->names);
-		}
 		eq_node_unref(&s->fs->nodes, dir);
 	}
 	s->fs->stats.walked = !s->stop;

@@ -103,6 +103,31 @@ def test_power():
     print(f"  {len(chosen)} of {len(points)} points")
 
 
+def test_no_attributes():
+    """A store without extended attributes forgets what is to be encoded, and nothing else."""
+    if os.geteuid():
+        return
+    point = scratch("bare")
+    os.makedirs(point)
+    if subprocess.run(["mount", "-t", "ramfs", "ramfs", point], check=False).returncode:
+        print("  no ramfs here")
+        return
+    try:
+        with raises(errno.EOPNOTSUPP):
+            os.setxattr(point, "user.x", b"")
+        others = [s for s in SCENARIOS if s not in (archive_over_plain, attributes)]
+        seen = baseline((archive_over_plain, *spread(others, POINTS // 4, 4)), store=point + "/store")
+        points = [(s, e.n) for s, events in seen.items() for e in events if s is not archive_over_plain]
+        chosen = [(archive_over_plain, e.n) for e in seen[archive_over_plain]] + spread(points, POINTS // 2)
+        for s, n in chosen:
+            r = Run(s, f"before:{n}", store=point + "/store")
+            killed(r)
+            r.finish()
+        print(f"  {len(chosen)} points")
+    finally:
+        subprocess.run(["umount", "-l", point], check=True)
+
+
 def test_errors():
     """The n-th call fails, once or from then on."""
     points = [(s, e, error, count) for s, events in EVENTS.items() for e in events

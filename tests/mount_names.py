@@ -150,6 +150,35 @@ def test_hidden_names():
         assert os.readlink(p("link.eqar")) == "a" and read(p("link.eqar")) == f.data["a"]
 
 
+def test_left_aside():
+    """What a crash has left aside in a directory, and what only looks so."""
+    store = scratch("aside")
+    left = {"1": ["free"], "2": ["plain"], "3": ["archive"], "4": [], "5": ["one", "two"], "6": ["dir/"]}
+    for n, names in left.items():
+        d = os.path.join(store, ".eqfs-tmp." + 16 * n)
+        os.makedirs(d)
+        for name in names:
+            if name.endswith("/"):
+                os.mkdir(os.path.join(d, name))
+            else:
+                with open(os.path.join(d, name), "w") as f:
+                    f.write("aside")
+    with open(store + "/plain", "w") as f:
+        f.write("there")
+    save_file(model(1, layers=1), scratch("aside.source"))
+    eqar("pack", scratch("aside.source"), store + "/archive.eqar")
+    for how in ("mount", "eqar"):
+        shutil.copytree(store, store + how)
+        if how == "mount":
+            with Mount(store + how) as m:
+                poll("walked", lambda m=m: b"eqfs_store_known 1" in read(m.path(".eqfs", "stats")))
+        else:
+            eqar("pack", "-r", store + how)
+        assert sorted(os.listdir(store + how)) == [".eqfs-tmp." + 16 * "5", ".eqfs-tmp." + 16 * "6",
+                                                   "archive.eqar", "free", "plain"], how
+        assert read(store + how + "/free") == b"aside" and read(store + how + "/plain") == b"there"
+
+
 def test_long_names():
     with Fixture("long") as f:
         p = f.m.path

@@ -111,10 +111,10 @@ struct eq_visit {
 };
 
 /*
- * Call fn for every regular file under path, sorted by name, not following
- * symbolic links and staying on one file system. Names are collected before a
- * directory's first call, so fn may add and remove files. Stops when fn returns
- * other than 0, and returns that. leave (may be NULL) is called when a directory is
+ * Call fn for every regular file under path, and with `own` for what has a temporary
+ * name, of any type, sorted by name, not following symbolic links and staying on one
+ * file system. Names are collected before a directory's first call, so fn may add and
+ * remove files. Stops when fn returns other than 0, and returns that. leave (may be NULL) is called when a directory is
  * done with, after those in it. Directories that cannot be read, and with `own`
  * those that a mount or another eqar holds, are said and set *failed.
  */

@@ -88,7 +88,7 @@ static int walk_entry(const struct walk *w, int dirfd, const char *dir,
 			eq_cli_error("%s: %s", path, strerror(errno));
 			*w->failed = true;
 		}
-	} else if (S_ISREG(st.st_mode)) {
+	} else if (S_ISREG(st.st_mode) || (w->own && eq_tmp_is(name))) {
 		v.path = path;
 		v.st = &st;
 		rc = w->fn(w->arg, &v);
