@@ -94,13 +94,16 @@ static int meta_get(struct eq_fs *fs, struct eq_node *n, const struct stat *st, 
 
 int eq_attr_get(struct eq_fs *fs, struct eq_node *n, struct stat *st)
 {
-	bool archive = n->archive;
 	struct eq_meta m;
+	bool archive;
 	int rc;
 
-	if (fstat(n->fd, st))
-		return -errno;
-	st->st_ino = n->shown;
+	pthread_mutex_lock(&n->lock); /* or it could become the other one in between */
+	archive = n->archive;
+	rc = fstat(n->fd, st) ? -errno : 0;
+	pthread_mutex_unlock(&n->lock);
+	if (rc)
+		return rc;
 	if (archive) {
 		rc = meta_get(fs, n, st, &m);
 		if (!n->archive)        /* restored meanwhile */

@@ -11,9 +11,11 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "become.h"
 #include "compact.h"
 #include "notify.h"
 #include "ops.h"
+#include "place.h"
 
 #define RETRY_SECONDS 1.0       /* at least, before a file that changed is tried again */
 #define FULL_SECONDS 60.0       /* before one is that the system had no room for */
@@ -271,15 +273,15 @@ void eq_compact_state(struct eq_fs *fs, struct eq_node *n, char buf[EQ_STATE_SIZ
 	struct eq_compact *c = fs->compact;
 	bool queued = false, encoding = false, partial;
 
-	if (n->archive) {
-		strcpy(buf, "archived");
-		return;
-	}
 	if (c) {
 		pthread_mutex_lock(&c->lock);
-		encoding = c->current == n;
+		encoding = c->current == n; /* until the kernel knows what came of it */
 		queued = n->queued;
 		pthread_mutex_unlock(&c->lock);
+	}
+	if (n->archive && !encoding) {
+		strcpy(buf, "archived");
+		return;
 	}
 	partial = eq_node_partial(&fs->nodes, n);
 	pthread_mutex_lock(&n->lock);
@@ -301,7 +303,9 @@ struct job {
 	struct eq_node *node, *parent;
 	char name[NAME_MAX + 1];
 	uint64_t changes;       /* of the node when we began */
+	struct stat was;        /* of the plain file */
 	bool swapped;
+	bool same;              /* the node is the archive now */
 };
 
 static int cancelled(void *arg, const char *what, uint64_t done, uint64_t total)
@@ -335,15 +339,14 @@ static int swap_enter(void *arg, int plain_fd)
 	struct eq_fs *fs = j->c->fs;
 	char name[NAME_MAX + 1];
 	struct eq_node *parent;
-	struct stat st;
 	int rc = 0;
 
 	pthread_rwlock_wrlock(&fs->names);
-	if (fstat(plain_fd, &st))
+	if (fstat(plain_fd, &j->was))
 		rc = -errno;
-	else if (st.st_ino != j->node->ino || st.st_dev != j->node->dev)
+	else if (j->was.st_ino != j->node->ino || j->was.st_dev != j->node->dev)
 		rc = -EBUSY;
-	else if (st.st_nlink > 1)
+	else if (j->was.st_nlink > 1)
 		rc = -EMLINK;
 	else if (!wanted(j->node) || atomic_load(&j->node->changes) != j->changes || j->c->stop)
 		rc = -EBUSY;
@@ -363,12 +366,8 @@ static void swap_leave(void *arg, bool swapped)
 {
 	struct job *j = arg;
 
-	if (swapped) {
-		pthread_mutex_lock(&j->node->lock);
-		j->node->swapped = true;
-		pthread_mutex_unlock(&j->node->lock);
-		eq_node_remove(&j->c->fs->nodes, j->node, NULL, NULL);
-	}
+	if (swapped)
+		j->same = eq_become_archive(j->c->fs, j->node, j->parent, j->name);
 	j->swapped = swapped;
 	pthread_rwlock_unlock(&j->c->fs->names);
 }
@@ -425,11 +424,11 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		eq_log(&fs->log, EQ_LOG_WARN, "not encoded: %s", text);
 }
 
-/* The plain file, which n still holds, became an archive. */
-static void count_encoded(struct eq_fs *fs, struct eq_node *n, const struct eq_summary *sum,
+/* The plain file became an archive. */
+static void count_encoded(struct eq_fs *fs, const struct stat *was, const struct eq_summary *sum,
 			  const struct timespec *start)
 {
-	struct stat was, now;
+	struct stat now = *was;
 	struct timespec end;
 
 	clock_gettime(CLOCK_MONOTONIC, &end);
@@ -440,11 +439,8 @@ static void count_encoded(struct eq_fs *fs, struct eq_node *n, const struct eq_s
 		 (uint64_t)((int64_t)(end.tv_sec - start->tv_sec) * 1000000000 + end.tv_nsec -
 			    start->tv_nsec));
 	atomic_fetch_add(&fs->stats.archives, 1);
-	if (fstat(n->fd, &was))
-		return;
-	now = was;
 	now.st_blocks = (blkcnt_t)((sum->stored + 511) / 512);
-	eq_stats_store(&fs->stats, &was, &now);
+	eq_stats_store(&fs->stats, was, &now);
 }
 
 static void encode(struct eq_compact *c, struct eq_node *n)
@@ -461,7 +457,7 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 	char path[PATH_MAX];
 	int rc;
 
-	if (!wanted(n) || eq_node_place(&fs->nodes, n, &j.parent, j.name))
+	if (!wanted(n) || eq_place_find(fs, n, &j.parent, j.name))
 		return;
 	parent = j.parent;
 	if (eq_name_is_partial(j.name))
@@ -471,11 +467,10 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 	clock_gettime(CLOCK_MONOTONIC, &start);
 	rc = eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err);
 	if (j.swapped) {
-		count_encoded(fs, n, &sum, &start);
+		count_encoded(fs, &j.was, &sum, &start);
 		dirty_clear(fs, n, NULL);
-		/* No lock is held here. The kernel must look the name up again. */
 		if (!c->stop)
-			eq_notify_replaced(fs, parent, j.name, n);
+			eq_become_tell(fs, n, j.same, parent, j.name);
 		eq_log(&fs->log, EQ_LOG_INFO, "encoded %s: %llu to %llu bytes (%.1f%%)", path,
 		       (unsigned long long)sum.size, (unsigned long long)sum.stored,
 		       sum.size ? 100.0 * (double)sum.stored / (double)sum.size : 0.0);

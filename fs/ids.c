@@ -20,10 +20,11 @@
 /* A number is the entry's index and, above it, how often the entry was in use before. */
 struct eq_id {
 	struct eq_node *_Atomic node;   /* NULL: kept, or not in use */
-	ino_t ino;                      /* of a kept one, as what follows */
-	uint32_t next;                  /* in its bucket, or of those not in use */
+	ino_t ino;                      /* of a kept one, as handle and archive */
+	uint32_t next;                  /* in its bucket, of those not in use, of a node's */
 	uint32_t turn;
-	struct eq_fh fh;                /* len 0: not kept */
+	uint32_t parent;                /* lower half of its number */
+	struct eq_fh fh;                /* len 0: none */
 	bool archive;
 };
 
@@ -66,9 +67,10 @@ static bool fh_of(int fd, struct eq_fh *fh)
 	union room u = { .h.handle_bytes = sizeof(fh->bytes) };
 	int mount_id;
 
-	if (name_to_handle_at(fd, "", &u.h, &mount_id, AT_EMPTY_PATH) || !u.h.handle_bytes)
+	if (name_to_handle_at(fd, "", &u.h, &mount_id, AT_EMPTY_PATH) || !u.h.handle_bytes ||
+	    u.h.handle_type < 0 || u.h.handle_type > UINT8_MAX)
 		return false;
-	fh->type = u.h.handle_type;
+	fh->type = (unsigned char)u.h.handle_type;
 	fh->len = (unsigned char)u.h.handle_bytes;
 	memcpy(fh->bytes, u.h.f_handle, u.h.handle_bytes);
 	return true;
@@ -140,6 +142,11 @@ struct eq_node *eq_id_node(const struct eq_ids *ids, uint64_t id)
 
 /* ---- kept ones ------------------------------------------------------------------- */
 
+static bool is_kept(const struct eq_id *e)
+{
+	return !e->node && e->fh.len;
+}
+
 static uint32_t *bucket_of(const struct eq_ids *ids, ino_t ino)
 {
 	uint64_t h = (uint64_t)ino * UINT64_C(0x9e3779b97f4a7c15);
@@ -190,6 +197,8 @@ static void retire(struct eq_ids *ids, uint32_t at)
 	struct eq_id *e = entry(ids, at);
 
 	e->node = NULL;
+	e->fh.len = 0;
+	e->parent = 0;
 	if (++e->turn == UINT32_MAX)
 		return;
 	e->next = ids->spare;
@@ -200,7 +209,7 @@ static void give_up_one(struct eq_ids *ids)
 {
 	do
 		ids->hand = (ids->hand + 1) % ids->used;
-	while (!entry(ids, ids->hand)->fh.len);
+	while (!is_kept(entry(ids, ids->hand)));
 	take_out(ids, ids->hand);
 	retire(ids, ids->hand);
 }
@@ -210,31 +219,31 @@ static bool fh_same(const struct eq_fh *a, const struct eq_fh *b)
 	return a->type == b->type && a->len == b->len && !memcmp(a->bytes, b->bytes, a->len);
 }
 
-/* The entry that is kept for this file, which is no longer then; or NONE. */
-static uint32_t revive(struct eq_ids *ids, int fd, bool archive)
+/* The numbers that are kept for this file become n's, and join the list. */
+static void revive(struct eq_ids *ids, int fd, bool archive, struct eq_node *n, uint64_t *also)
 {
 	struct eq_fh fh = { .len = 0 };
 	struct eq_id *e;
 	struct stat st;
 	uint32_t at, next;
+	bool same;
 
 	if (!ids->kept || fstat(fd, &st) || st.st_dev != ids->dev)
-		return NONE;
+		return;
 	for (at = *bucket_of(ids, st.st_ino); at != NONE; at = next) {
 		e = entry(ids, at);
 		next = e->next;
 		if (e->ino != st.st_ino || e->archive != archive)
 			continue;
 		if (!fh.len && !fh_of(fd, &fh))
-			return NONE;
-		if (fh_same(&fh, &e->fh)) {
-			take_out(ids, at);
-			return at;
-		}
-		take_out(ids, at); /* another file has its inode by now */
-		retire(ids, at);
+			return;
+		same = fh_same(&fh, &e->fh);
+		take_out(ids, at);
+		if (same)
+			eq_id_pass(ids, number(ids, at), n, also);
+		else /* another file has its inode by now */
+			retire(ids, at);
 	}
-	return NONE;
 }
 
 static uint32_t fresh(struct eq_ids *ids)
@@ -252,32 +261,63 @@ static uint32_t fresh(struct eq_ids *ids)
 	return ids->block[block] ? ids->used++ : NONE;
 }
 
-uint64_t eq_id_take(struct eq_ids *ids, int fd, bool archive, struct eq_node *n)
+uint64_t eq_id_take(struct eq_ids *ids, int fd, bool archive, struct eq_node *n, uint64_t *also)
 {
-	uint32_t at = revive(ids, fd, archive);
+	uint32_t at;
 
-	if (at == NONE)
-		at = fresh(ids);
+	revive(ids, fd, archive, n, also);
+	if (*also)
+		return eq_id_part(ids, also);
+	at = fresh(ids);
 	if (at == NONE)
 		return 0;
 	entry(ids, at)->node = n;
 	return number(ids, at);
 }
 
-void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive)
+/* By what the file is found again. false: not at all. */
+static bool describe(struct eq_ids *ids, struct eq_id *e, int fd, bool archive)
 {
-	uint32_t at = index_of(id);
-	struct eq_id *e = entry(ids, at);
 	struct stat st;
 
 	if (!ids->keeps || fstat(fd, &st) || !st.st_nlink || st.st_dev != ids->dev ||
-	    !fh_of(fd, &e->fh)) {
+	    !fh_of(fd, &e->fh))
+		return false;
+	e->ino = st.st_ino;
+	e->archive = archive;
+	return true;
+}
+
+void eq_id_pass(struct eq_ids *ids, uint64_t id, struct eq_node *n, uint64_t *also)
+{
+	struct eq_id *e = entry(ids, index_of(id));
+
+	e->node = n;
+	e->next = (uint32_t)*also;
+	*also = id;
+}
+
+uint64_t eq_id_part(const struct eq_ids *ids, uint64_t *also)
+{
+	uint64_t id = *also;
+	uint32_t next = entry(ids, index_of(id))->next;
+
+	*also = next ? number(ids, index_of(next)) : 0;
+	return id;
+}
+
+void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive, uint64_t parent)
+{
+	uint32_t at = index_of(id);
+	struct eq_id *e = entry(ids, at);
+
+	if (!describe(ids, e, fd, archive)) {
 		retire(ids, at);
 		return;
 	}
 	e->node = NULL;
-	e->ino = st.st_ino;
-	e->archive = archive;
+	if (parent)
+		e->parent = (uint32_t)parent;
 	if (ids->kept++ > ids->n_buckets)
 		grow(ids);
 	insert(ids, at);
@@ -285,11 +325,18 @@ void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive)
 		give_up_one(ids);
 }
 
+uint64_t eq_id_parent(const struct eq_ids *ids, uint64_t id)
+{
+	uint32_t parent = find(ids, id)->parent;
+
+	return parent > EQ_ID_ROOT ? number(ids, index_of(parent)) : parent;
+}
+
 int eq_id_kept(const struct eq_ids *ids, uint64_t id, struct eq_fh *fh, bool *archive)
 {
 	const struct eq_id *e = find(ids, id);
 
-	if (!e || !e->fh.len)
+	if (!e || !is_kept(e))
 		return -ESTALE;
 	*fh = e->fh;
 	*archive = e->archive;

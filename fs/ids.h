@@ -45,15 +45,23 @@ void eq_ids_fini(struct eq_ids *ids);
  */
 struct eq_node *eq_id_node(const struct eq_ids *ids, uint64_t id);
 /* The number of a file that the kernel hears of, of which n is the node from now on (fd
- * and archive are its): the one that it had, or a new one. 0: there are none left. */
-uint64_t eq_id_take(struct eq_ids *ids, int fd, bool archive, struct eq_node *n);
-/* The node goes. fd and archive are its; keep its number, unless the file is gone. */
-void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive);
+ * and archive are its): the one that it had, or a new one. If it had several, the others
+ * join the list *also. 0: there are none left. */
+uint64_t eq_id_take(struct eq_ids *ids, int fd, bool archive, struct eq_node *n, uint64_t *also);
+/* The node goes. fd and archive are its, parent is the number of the directory that it was
+ * last seen in, or 0; keep its number, unless the file is gone. */
+void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive, uint64_t parent);
+/* The number of a node that goes is n's from now on, besides those that it has: it joins
+ * the list *also. */
+void eq_id_pass(struct eq_ids *ids, uint64_t id, struct eq_node *n, uint64_t *also);
+/* Take the first from such a list, which is not empty. */
+uint64_t eq_id_part(const struct eq_ids *ids, uint64_t *also);
+/* Of a number whose node is there, that parent's as it was when the last node went; or 0. */
+uint64_t eq_id_parent(const struct eq_ids *ids, uint64_t id);
 
 /* The store's handle of a file. */
 struct eq_fh {
-	int type;
-	unsigned char len, bytes[20];
+	unsigned char type, len, bytes[20];
 };
 /* Of a number that is kept, copy what finds the file again. 0 or -ESTALE. */
 int eq_id_kept(const struct eq_ids *ids, uint64_t id, struct eq_fh *fh, bool *archive);

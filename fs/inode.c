@@ -60,7 +60,7 @@ static struct eq_node *lookup(struct eq_nodes *t, dev_t dev, ino_t ino, bool arc
 	struct eq_node *n;
 
 	for (n = t->bucket[bucket_of(t, dev, ino)]; n; n = n->next)
-		if (n->ino == ino && n->dev == dev && n->key_archive == archive)
+		if (n->ino == ino && n->dev == dev && n->archive == archive)
 			return n;
 	return NULL;
 }
@@ -74,9 +74,7 @@ static struct eq_node *node_new(struct eq_nodes *t, const struct eq_found *f)
 	n->fd = f->fd;
 	n->dev = f->st.st_dev;
 	n->ino = f->st.st_ino;
-	n->key_archive = f->archive;
 	n->archive = f->archive;
-	n->shown = f->st.st_ino;
 	n->type = f->st.st_mode & S_IFMT;
 	pthread_mutex_init(&n->lock, NULL);
 	pthread_mutex_init(&n->change, NULL);
@@ -94,6 +92,22 @@ static void node_free(struct eq_node *n)
 	free(n);
 }
 
+static void leave_id(struct eq_nodes *t, struct eq_node *n, uint64_t id)
+{
+	if (n->heir)
+		eq_id_pass(&t->ids, id, n->heir, &n->heir->also);
+	else
+		eq_id_leave(&t->ids, id, n->fd, n->archive, n->parent ? n->parent->id : 0);
+}
+
+static void leave_ids(struct eq_nodes *t, struct eq_node *n)
+{
+	while (n->also)
+		leave_id(t, n, eq_id_part(&t->ids, &n->also));
+	if (n->id)
+		leave_id(t, n, n->id);
+}
+
 /* Under the table's lock; parents go with their last child. Returns what is to
  * be freed without the lock: closing the last descriptor of a removed file may
  * take as long as the file is large. */
@@ -102,10 +116,10 @@ static struct eq_node *unref(struct eq_nodes *t, struct eq_node *n)
 	struct eq_node *dead = NULL, *parent;
 
 	while (n && --n->refs == 0) {
-		parent = n->parent;
+		/* Who has an heir has no place. */
+		parent = n->heir ? n->heir : n->parent;
 		take_out(t, n);
-		if (n->id)
-			eq_id_leave(&t->ids, n->id, n->fd, n->archive);
+		leave_ids(t, n);
 		n->next = dead;
 		dead = n;
 		n = parent;
@@ -203,7 +217,8 @@ static int move(struct eq_nodes *t, struct eq_node *n, struct eq_node *parent, c
 static int lookup_add(struct eq_nodes *t, struct eq_node *n, struct eq_node **dead)
 {
 	if (!n->id) {
-		n->id = eq_id_take(&t->ids, n->fd, n->archive, n);
+		n->id = n->also ? eq_id_part(&t->ids, &n->also)
+				: eq_id_take(&t->ids, n->fd, n->archive, n, &n->also);
 		if (!n->id) {
 			n->refs++;
 			*dead = unref(t, n);
@@ -268,6 +283,35 @@ int eq_node_by_id(struct eq_nodes *t, uint64_t id, struct eq_node **out, struct 
 		rc = eq_id_kept(&t->ids, id, &fh, &f->archive);
 	pthread_mutex_unlock(&t->lock);
 	return *out || rc ? rc : eq_fh_open(&t->ids, &fh, f);
+}
+
+bool eq_node_answers(struct eq_nodes *t, struct eq_node *n, uint64_t id)
+{
+	bool yes;
+
+	pthread_mutex_lock(&t->lock);
+	yes = eq_node_of_id(t, id) == n;
+	pthread_mutex_unlock(&t->lock);
+	return yes;
+}
+
+void eq_node_bequeath(struct eq_nodes *t, struct eq_node *n, struct eq_node *heir)
+{
+	pthread_mutex_lock(&t->lock);
+	n->heir = heir;
+	pthread_mutex_unlock(&t->lock);
+}
+
+int eq_node_last_dir(struct eq_nodes *t, struct eq_node *n, struct eq_node **out,
+		     struct eq_found *f)
+{
+	uint64_t id;
+
+	pthread_mutex_lock(&t->lock);
+	id = n->id && n != t->root ? eq_id_parent(&t->ids, n->id) : 0;
+	pthread_mutex_unlock(&t->lock);
+	*out = NULL;
+	return id ? eq_node_by_id(t, id, out, f) : -ESTALE;
 }
 
 int eq_node_show(struct eq_nodes *t, struct eq_node *n)
@@ -431,7 +475,7 @@ void eq_node_path(struct eq_nodes *t, struct eq_node *n, char *buf, size_t size)
 		strcpy(buf, ".");
 }
 
-int eq_node_rebind(struct eq_nodes *t, struct eq_node *n, int fd)
+int eq_node_rebind(struct eq_nodes *t, struct eq_node *n, int fd, bool archive)
 {
 	struct stat st;
 	int rc = 0;
@@ -446,8 +490,7 @@ int eq_node_rebind(struct eq_nodes *t, struct eq_node *n, int fd)
 		take_out(t, n);
 		n->dev = st.st_dev;
 		n->ino = st.st_ino;
-		n->key_archive = false;
-		n->archive = false;
+		n->archive = archive;
 		insert(t, n);
 		close(fd);
 	}

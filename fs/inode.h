@@ -30,28 +30,30 @@ struct eq_meta {
 };
 
 struct eq_node {
-	/* Never changes. */
-	uint64_t shown;         /* inode number that stat shows */
-	mode_t type;            /* S_IFMT part */
-	int fd;                 /* O_PATH. A restored archive becomes a plain file
-	                           under the same descriptor number. */
+	mode_t type;            /* S_IFMT part; never changes */
+	int fd;                 /* O_PATH; its number never changes, but a plain file may
+	                           become an archive under it, or the other way round. */
 	_Atomic bool archive;
 
 	/* Belong to the table. */
 	struct eq_node *next;
 	dev_t dev;
 	ino_t ino;
-	bool key_archive;
 	uint64_t refs;          /* the kernel's lookups together count as one */
 	uint64_t lookups;
 	_Atomic uint64_t id;    /* 0: the kernel has never heard of it */
+	uint64_t also;          /* list of its other numbers, see ids.h */
+	struct eq_node *heir;   /* whose its numbers are when it goes, with a reference; or NULL */
 	bool used;              /* looked up since the search for idle ones came by */
 	struct eq_node *parent; /* where it was last seen, with a reference; or NULL */
 	char *name;
 
 	pthread_mutex_t lock;   /* of what follows */
 	struct eq_meta meta;
-	unsigned writers;       /* handles open for writing */
+	unsigned files;         /* handles that are open */
+	unsigned writers;       /* of these, for writing */
+	bool outdated;          /* the kernel's cached pages may not be the archive's */
+	bool twice;             /* the kernel has it under two numbers, and caches for each */
 	struct stat before;     /* while there are writers: when the first one came */
 	bool dirty;             /* written through the mount and not yet encoded */
 	bool swapped;           /* its name now belongs to the archive made of it */
@@ -110,6 +112,11 @@ static inline struct eq_node *eq_node_of_id(const struct eq_nodes *t, uint64_t i
  * -ESTALE or another -errno.
  */
 int eq_node_by_id(struct eq_nodes *t, uint64_t id, struct eq_node **out, struct eq_found *f);
+/* Likewise, of the directory in which n was when the kernel last forgot it. */
+int eq_node_last_dir(struct eq_nodes *t, struct eq_node *n, struct eq_node **out,
+		     struct eq_found *f);
+/* Is this one of the numbers of n? */
+bool eq_node_answers(struct eq_nodes *t, struct eq_node *n, uint64_t id);
 /* One more lookup by the kernel, of a node to which the caller has a reference; that goes,
  * also upon -ENOMEM. */
 int eq_node_show(struct eq_nodes *t, struct eq_node *n);
@@ -140,8 +147,13 @@ void eq_node_remove(struct eq_nodes *t, struct eq_node *n, struct eq_node *paren
 bool eq_node_partial(struct eq_nodes *t, struct eq_node *n);
 /* "dir/name" as far as known, for messages; cut if buf is too small. */
 void eq_node_path(struct eq_nodes *t, struct eq_node *n, char *buf, size_t size);
-/* The archive node is from now on the plain file fd (taken over on success). */
-int eq_node_rebind(struct eq_nodes *t, struct eq_node *n, int fd);
+/* The node is from now on fd (O_PATH; taken over on success): the plain file of its archive,
+ * or the archive of its plain file. The caller holds n->lock. 0 or -errno. */
+int eq_node_rebind(struct eq_nodes *t, struct eq_node *n, int fd, bool archive);
+
+/* When n goes, its numbers are to be heir's (the reference is taken over): that is what the
+ * file has become that n was. */
+void eq_node_bequeath(struct eq_nodes *t, struct eq_node *n, struct eq_node *heir);
 
 /* Was this text logged for the node already? Remembers it. */
 bool eq_node_logged(struct eq_node *n, const char *text);

@@ -78,3 +78,8 @@ void eq_notify_changed(struct eq_fs *fs, struct eq_node *n)
 	/* A negative offset: the attributes only, which takes no lock in the kernel. */
 	fuse_lowlevel_notify_inval_inode(fs->se, eq_ino_of(fs, n), -1, 0);
 }
+
+void eq_notify_emptied(struct eq_fs *fs, struct eq_node *n)
+{
+	fuse_lowlevel_notify_inval_inode(fs->se, eq_ino_of(fs, n), 0, 0);
+}

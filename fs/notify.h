@@ -18,6 +18,9 @@ void eq_notify_replaced(struct eq_fs *fs, struct eq_node *parent, const char *na
 /* The kernel is to forget these nodes, at most EQ_NOTIFY_MAX, if nobody uses them; older
  * ones keep directories. Likewise. */
 void eq_notify_unused(struct eq_fs *fs, struct eq_node **n, size_t count);
+/* What the kernel has cached of the contents of n is to go, too. Waits for readers of it.
+ * Likewise. */
+void eq_notify_emptied(struct eq_fs *fs, struct eq_node *n);
 /* The attributes of n have changed without a request. Likewise. */
 void eq_notify_changed(struct eq_fs *fs, struct eq_node *n);
 

@@ -25,6 +25,9 @@ int eq_file_flags(int flags)
 static void file_free(struct eq_fs *fs, struct eq_file *f)
 {
 	eq_handle_del(fs, &f->handle);
+	pthread_mutex_lock(&f->node->lock);
+	f->node->files--;
+	pthread_mutex_unlock(&f->node->lock);
 	if (f->fd >= 0)
 		close(f->fd);
 	eq_hot_put(fs->hot, f->copy);
@@ -48,6 +51,9 @@ static struct eq_file *file_new(struct eq_fs *fs, struct eq_node *n)
 		return NULL;
 	f->fd = -1;
 	f->node = n;
+	pthread_mutex_lock(&n->lock); /* from here on it does not become an archive */
+	n->files++;
+	pthread_mutex_unlock(&n->lock);
 	pthread_mutex_init(&f->lock, NULL);
 	eq_node_ref(&fs->nodes, n);
 	eq_handle_add(fs, &f->handle, file_drop);
@@ -185,8 +191,11 @@ int eq_file_open(struct eq_fs *fs, struct eq_node *n, int flags, struct eq_file 
 		file_free(fs, f);
 		return rc;
 	}
+	pthread_mutex_lock(&n->lock);
+	*keep = !n->outdated && !n->twice;
+	pthread_mutex_unlock(&n->lock);
 	if (f->fd >= 0)
-		*keep = unchanged(n, f->fd);
+		*keep &= unchanged(n, f->fd);
 	if (f->arc && fs->hot)
 		f->copy = eq_hot_get(fs->hot, f->arc);
 	*out = f;

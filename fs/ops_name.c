@@ -29,13 +29,16 @@ static int entry_fill(struct eq_fs *fs, struct eq_node *n, struct fuse_entry_par
 	return eq_attr_get(fs, n, &e->attr);
 }
 
-static void reply_entry(fuse_req_t req, struct eq_node *n, int rc)
+/* as: the number by which the kernel wants to know it, or 0: by any. */
+static void reply_entry(fuse_req_t req, struct eq_node *n, fuse_ino_t as, int rc)
 {
 	struct eq_fs *fs = eq_fs_of(req);
 	struct fuse_entry_param e;
 
 	if (!rc) {
 		rc = entry_fill(fs, n, &e);
+		if (as)
+			e.ino = as;
 		if (!rc && fuse_reply_entry(req, &e) == 0)
 			return;
 		eq_node_forget(&fs->nodes, n, 1);
@@ -67,16 +70,17 @@ void eq_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
 	struct eq_fs *fs = eq_fs_of(req);
 	struct eq_node *n;
+	fuse_ino_t as = 0;
 	int rc;
 
 	/* Names that the kernel sends for file handles only. */
 	if (!strcmp(name, "."))
-		rc = eq_export_self(fs, parent, &n);
+		rc = eq_export_self(fs, as = parent, &n);
 	else if (!strcmp(name, ".."))
 		rc = eq_export_parent(fs, eq_node_of(fs, parent), &n);
 	else
 		rc = take(fs, eq_node_of(fs, parent), name, &n);
-	reply_entry(req, n, rc);
+	reply_entry(req, n, as, rc);
 }
 
 void eq_op_readlink(fuse_req_t req, fuse_ino_t ino)
@@ -240,7 +244,7 @@ static void make_entry(fuse_req_t req, fuse_ino_t parent, const char *name, stru
 		close(m->fd);
 	if (!rc)
 		rc = take(fs, dir, name, &n);
-	reply_entry(req, n, rc);
+	reply_entry(req, n, 0, rc);
 }
 
 void eq_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev)
@@ -363,7 +367,7 @@ void eq_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
 	pthread_rwlock_unlock(&fs->names);
 	if (!rc)
 		rc = take(fs, dir, newname, &same);
-	reply_entry(req, same, rc);
+	reply_entry(req, same, 0, rc);
 }
 
 /* ---- removing ----------------------------------------------------------------------- */

@@ -14,8 +14,10 @@
 #include <sys/xattr.h>
 #include <unistd.h>
 
+#include "become.h"
 #include "compact.h"
 #include "passthrough.h"
+#include "place.h"
 
 struct restore {
 	struct eq_fs *fs;
@@ -142,12 +144,7 @@ static int swap(struct restore *r)
 	}
 	r->tmp[0] = '\0';
 	/* From here on the plain file counts, whatever becomes of the archive. */
-	if (r->apart)
-		eq_node_remove(&r->fs->nodes, r->n, r->parent, r->name);
-	else
-		rc = eq_node_rebind(&r->fs->nodes, r->n, fd);
-	if (rc || r->apart)
-		close(fd);
+	rc = eq_become_plain(r->fs, r->n, r->parent, r->name, fd, r->apart);
 	if (unlinkat(r->parent->fd, r->archive, 0))
 		eq_log(&r->fs->log, EQ_LOG_WARN, "%s: cannot remove: %s", r->archive,
 		       eq_strerror(-errno));
@@ -177,10 +174,9 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	ino_t ino = n->ino;
 	int hold, rc;
 
-	eq_node_path(&fs->nodes, n, path, sizeof(path));
-	rc = eq_node_place(&fs->nodes, n, &r.parent, r.name);
-	if (rc)
+	if (eq_place_find(fs, n, &r.parent, r.name))
 		return -ESTALE;
+	eq_node_path(&fs->nodes, n, path, sizeof(path));
 	/* Whom the kernel has given a decoded copy cannot be told of another file. */
 	r.apart = eq_pass_held(n);
 	rc = check_writable(&r);

@@ -4,6 +4,8 @@ EQ_FS_SOURCES = \
 	fs/arc.c \
 	fs/arc.h \
 	fs/attr.c \
+	fs/become.c \
+	fs/become.h \
 	fs/cache.c \
 	fs/cache.h \
 	fs/caps.c \
@@ -36,6 +38,8 @@ EQ_FS_SOURCES = \
 	fs/ops_xattr.c \
 	fs/passthrough.c \
 	fs/passthrough.h \
+	fs/place.c \
+	fs/place.h \
 	fs/prefetch.c \
 	fs/prefetch.h \
 	fs/ready.c \

@@ -103,13 +103,15 @@ def case_handles(p):
 
 
 def case_handles_of_changed(p):
-    """Renamed, written to, deleted between the handle and its use."""
+    """Renamed, written to, encoded, deleted between the handle and its use."""
     if not ROOT:
         return
+    data = read(saved(6))
     os.makedirs(p("d"))
     for n in ("moved", "grown", "gone", "replaced", "linked"):
         p.put(n, n.encode())
-    handles = {n: handle_of(p(n)) for n in ("moved", "grown", "gone", "replaced", "linked", "d")}
+    p.put("model", data)
+    handles = {n: handle_of(p(n)) for n in ("moved", "grown", "gone", "replaced", "linked", "model", "d")}
     os.rename(p("moved"), p("d/moved"))
     os.rename(p("d"), p("e"))
     with open(p("grown"), "ab") as f:
@@ -118,23 +120,87 @@ def case_handles_of_changed(p):
     os.rename(p.put("new", b"another"), p("replaced"))
     os.link(p("linked"), p("e/link"))
     os.unlink(p("linked"))
+    p.settle("model")
     again = {n: p.put(n, b"not that one") for n in ("gone", "moved", "linked")}
     for _ in range(2):
         forget(p)
         assert content(p, handles["moved"]) == b"moved" and content(p, handles["grown"]) == b"grown up"
-        assert content(p, handles["linked"]) == b"linked"
+        assert content(p, handles["linked"]) == b"linked" and content(p, handles["model"]) == data
         fd = open_handle(p, handles["d"], os.O_RDONLY | os.O_DIRECTORY)
         assert sorted(os.listdir(fd)) == ["link", "moved"]
         os.close(fd)
         for n in ("gone", "replaced"):
             with raises(ESTALE, n):
                 open_handle(p, handles[n])
-    for path in (*again.values(), p("e/moved")):
+    # A model becomes a plain file under its writer, and a model again.
+    with open(p("model"), "r+b") as f:
+        f.write(data[:1])
+    forget(p)
+    assert content(p, handles["model"]) == data
+    p.settle("model")
+    forget(p)
+    assert content(p, handles["model"]) == data
+    for path in (*again.values(), p("model"), p("e/moved")):
         os.unlink(path)
     forget(p)
-    for n in ("moved",):
+    for n in ("moved", "model"):
         with raises(ESTALE, n):
             open_handle(p, handles[n])
+
+
+def case_handles_written(p):
+    """A file found by its handle is written to, archive or not, and then has its name still."""
+    if not ROOT:
+        return
+    data = read(saved(7))
+    os.makedirs(p("d"))
+    handles = {n: handle_of(p.put(n, data)) for n in ("d/a", "d/b")}
+    p.settle("d/a")
+    p.settle("d/b")
+    for how, n in ((os.O_RDWR, "d/a"), (os.O_RDWR | os.O_TRUNC, "d/b")):
+        forget(p)
+        fd = open_handle(p, handles[n], how)
+        os.pwrite(fd, data[:100], 0)
+        if how & os.O_TRUNC:
+            os.pwrite(fd, data[100:], 100)
+        os.close(fd)
+        assert read(p(n)) == data
+        forget(p)
+        assert content(p, handles[n]) == data
+        # An inode number that is shown longer than it is in use could be another file's.
+        assert all(e.inode() == e.stat().st_ino for e in os.scandir(p("d")))
+        p.settle(n)
+        assert all(e.inode() == e.stat().st_ino for e in os.scandir(p("d")))
+
+
+def case_handles_of_open(p):
+    """What is encoded while somebody reads it has two handles then, and both are good."""
+    if not ROOT:
+        return
+    data = read(saved(8))
+    handles = [handle_of(p.put("m", data))]
+    with open(p("m"), "rb") as held:
+        p.settle("m")
+        assert held.read() == data and content(p, handles[0]) == data
+    handles.append(handle_of(p("m")))
+    for k in (0, 1):
+        forget(p)
+        assert content(p, handles[k]) == data and content(p, handles[1 - k]) == data
+        assert read(p("m")) == data
+    for k in (0, 1):
+        data = bytes([data[0], *data[1:-1], data[-1] ^ 0x55])
+        forget(p)
+        fd = open_handle(p, handles[k], os.O_RDWR)
+        os.pwrite(fd, data[-1:], len(data) - 1)
+        os.close(fd)
+        assert read(p("m")) == data and content(p, handles[k]) == data and content(p, handles[1 - k]) == data
+        p.settle("m")
+        assert read(p("m")) == data and content(p, handles[k]) == data and content(p, handles[1 - k]) == data
+    forget(p)
+    os.unlink(p("m"))
+    for h in handles:
+        with raises(ESTALE):
+            open_handle(p, h)
 
 
 def case_handles_made_up(p):
