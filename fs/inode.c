@@ -172,6 +172,7 @@ err:
 	eq_ids_fini(&t->ids);
 	free(t->bucket);
 	close(f.fd);
+	memset(t, 0, sizeof(*t)); /* of which eq_nodes_fini has nothing to free */
 	return rc;
 }
 

@@ -35,12 +35,15 @@
 #define STOP_SECONDS 10.0       /* for threads to notice that they should end */
 #define HURRY_SECONDS 1.0       /* the same, after a second signal */
 #define NAP_MS 5
+#define MEMORY_NAP_MS 100       /* for memory to come */
+#define START_SECONDS 10        /* for the kernel to ask for something */
 
 struct session {
 	struct eq_fs fs;
 	pthread_t main, signals;
 	sigset_t set;
-	_Atomic bool ended;     /* the loop has returned */
+	_Atomic bool ending;    /* the loop is to return */
+	_Atomic bool ended;     /* it has */
 	bool up;                /* fs is initialised */
 	bool hurry;             /* a second signal has come */
 	bool stuck;             /* a thread beside the loop did not stop and still uses fs */
@@ -185,6 +188,7 @@ static void wake(int sig)
 /* Make the loop return: it looks at its flag only when its wait is interrupted. */
 static bool stop_loop(struct session *s)
 {
+	s->ending = true;
 	fuse_session_exit(s->fs.se);
 	pthread_kill(s->main, SIGUSR2);
 	return s->ended;
@@ -203,11 +207,17 @@ static void leave(struct session *s)
 
 static void *signals(void *arg)
 {
+	const struct timespec start = { .tv_sec = START_SECONDS };
 	struct session *s = arg;
-	int sig;
+	int sig = sigtimedwait(&s->set, NULL, &start);
 
-	if (sigwait(&s->set, &sig))
+	if (sig < 0 && (s->fs.ready.up || errno != EAGAIN) && sigwait(&s->set, &sig))
 		return NULL;
+	if (sig < 0) { /* libfuse has lost its first request, and there is only one */
+		stop_worker(s, 0);
+		wait_for(s, stop_loop, STOP_SECONDS);
+		return NULL;
+	}
 	eq_ready_stopping();
 	if (s->ended) { /* unmounted: nobody would see that we are still at it */
 		stop_worker(s, 0);
@@ -322,6 +332,32 @@ static int load_unwinder(void)
 	return rc;
 }
 
+/*
+ * libfuse gives a mount up when it has no memory for a request, of which it has taken
+ * none then: it is asked to go on. A mount that is not up yet may fail.
+ */
+static int loop(struct session *s, struct fuse_loop_config *config)
+{
+	const struct timespec nap = { .tv_nsec = MEMORY_NAP_MS * 1000000 };
+	bool said = false;
+	int rc;
+
+	for (;;) {
+		rc = fuse_session_loop_mt(s->fs.se, config);
+		if (rc == -1) /* no thread */
+			rc = -EAGAIN;
+		if ((rc != -ENOMEM && rc != -EAGAIN) || !s->fs.ready.up)
+			return rc;
+		if (s->ending)
+			return 0;
+		if (!said)
+			eq_log(&s->fs.log, EQ_LOG_WARN, "requests have to wait: %s", eq_strerror(rc));
+		said = true;
+		nanosleep(&nap, NULL);
+		fuse_session_reset(s->fs.se);
+	}
+}
+
 static int serve(struct session *s)
 {
 	struct fuse_loop_config *config = eq_tune_loop();
@@ -337,7 +373,7 @@ static int serve(struct session *s)
 		rc = -pthread_create(&s->signals, NULL, signals, s);
 	if (rc)
 		goto out;
-	rc = fuse_session_loop_mt(s->fs.se, config);
+	rc = loop(s, config);
 	s->ended = true;
 	pthread_kill(s->signals, SIGTERM); /* if it is still waiting */
 	pthread_join(s->signals, NULL);

@@ -8,12 +8,12 @@ leaves one possibility; one that was interrupted, those before, in the middle an
 import collections
 import ctypes
 import errno
+import mmap
 import random
-import re
 import resource
 import threading
 
-from mount_lib import *
+from memory_lib import *
 
 SHIM = os.environ.get("EQFS_FAULT_SHIM", "")
 ANY = "any contents"        # of a file that is being written
@@ -246,6 +246,32 @@ def exchange(w):
     w.step(act, {"a": w.allowed[0]["b"], "b": w.allowed[0]["a"]})
 
 
+def look(w):
+    """Changes nothing."""
+    for name, want in w.allowed[0].items():
+        path = w.path(name)
+        assert sha(path) == want
+        os.stat(path)
+        os.listxattr(path)
+        for x in ("state", "codec", "bits", "error", "sha256"):
+            try:
+                xattr(path, x)
+            except OSError as e:
+                if e.errno != errno.ENODATA:
+                    raise
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
+        with contextlib.closing(mmap.mmap(-1, 1 << 20)) as buf:
+            n = os.preadv(fd, [buf], 0)
+            assert want == digest(buf[:n])
+        os.lseek(fd, 0, os.SEEK_DATA)
+        os.fsync(fd)
+        os.close(fd)
+    assert sorted(os.listdir(w.m.point)) == sorted(w.allowed[0])
+    assert b"eqfs_" in read(w.path(".eqfs/stats"))
+    os.listdir(w.path(".eqfs"))
+    os.statvfs(w.m.point)
+
+
 SCENARIOS = (copy_in, archive_over_plain, archive_over_archive, plain_over_archive, text_over_archive,
              plain_over_plain, safetensors_writer, modify, rewrite, cut, links, busy_directory,
              directories, attributes, long_name, exchange)
@@ -286,7 +312,8 @@ def is_tmp(name):
 class Run:
     """One scenario in a fresh store under one fault ("" for none)."""
 
-    def __init__(self, scenario, fault="", ops="", store=None, durable=False, limits=None, prepare=None):
+    def __init__(self, scenario, fault="", ops="", store=None, durable=False, limits=None, prepare=None,
+                 alloc=None):
         self.log_path = scratch("fault.events")
         self.failed = False
         self.healthy = "pread" not in ops and not limits # as far as reading goes
@@ -306,10 +333,14 @@ class Run:
                "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
         if ops:
             env["EQFS_FAULT_OPS"] = ops
-        self.m = Mount(self.store, settle="0", env=env, limits=limits)
+        if alloc: # a place and a count; it may not come to a mount
+            self.alloc_log = scratch("fault.places")
+            env.update(alloc_env(self.alloc_log, *alloc, preload=":" + SHIM))
+        self.m = Mount(self.store, settle="0", env=env, limits=limits, fails=alloc)
         self.world = World(self.m, files, durable)
         try:
-            scenario(self.world)
+            if self.m.up:
+                scenario(self.world)
         except OSError as e:
             self.failed = True
             # Of a daemon that was killed there may still be a last breath.
@@ -332,7 +363,12 @@ class Run:
             self.m.kill()
             return
         if self.healthy:
-            self.world.check(self.m)
+            try:
+                self.world.check(self.m)
+            except OSError as e:
+                if e.errno != errno.ENOMEM: # which may come here first, but only once
+                    raise
+                self.world.check(self.m)
         self.m.stop()
 
     def finish(self, between=None):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Crashes, failing calls, full disks, power cuts and little memory at every step that the
+"""Crashes, failing calls, full disks, power cuts and lack of memory at every step that the
 daemon takes, one after the other. EQFS_CRASH_POINTS: how many to try of each kind; 0: all
 that there are, and 1000 kills in all."""
 from fault_lib import *
@@ -183,6 +183,37 @@ def test_memory():
         ran += 1
         r.finish()
     assert ran, "it never mounted"
+
+
+def without_memory(scenario, place, count):
+    """Returns what came of it: 0 nothing, 1 an error, 2 no mount at all."""
+    r = Run(scenario, alloc=(place, count))
+    r.what += f"without memory at {place}:{count}{stack_of(r.alloc_log)}\n"
+    if not r.m.up:
+        # libfuse does not tell a lack of memory from wrong usage.
+        assert r.m.proc.returncode in (1, 2) and not mounted(r.m.point), r.what + r.m.log()
+        return 2
+    assert not r.died(), r.what + r.m.log()
+    r.healthy = count == 1
+    r.finish()
+    return int(r.failed)
+
+
+def test_allocations():
+    """No memory at each place where the daemon asks for some: once, always there, or
+    everywhere from then on."""
+    places = {}
+    for s in (*SCENARIOS, look):
+        r = Run(s, alloc=("", 0)) # none fails
+        assert not r.failed and not r.died(), r.what
+        r.finish()
+        for p in places_of(r.alloc_log)[0]:
+            places.setdefault(p, s)
+    points = [(s, p, count) for p, s in places.items() for count in COUNTS]
+    chosen = spread(points, POINTS)
+    results = [without_memory(*point) for point in chosen]
+    print(f"  {len(chosen)} of {len(points)} points, {results.count(2)} before the mount, "
+          f"{results.count(1)} seen by the application")
 
 
 run(globals())

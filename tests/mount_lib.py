@@ -82,6 +82,7 @@ class Mount:
         _mounts.append(self)
         # That line is printed when the mount is up.
         poll("mounted or dead", lambda: ", policy: " in self.log() or self.proc.poll() is not None)
+        self.up = ", policy: " in self.log()
         if self.proc.poll() is not None and not fails:
             raise AssertionError("eqfs did not mount: " + self.log())
 
