@@ -243,13 +243,20 @@ int eq_writer_begin(struct eq_fs *fs, struct eq_node *n)
 
 void eq_writer_end(struct eq_fs *fs, struct eq_node *n)
 {
+	bool nameless = false;
 	struct stat now;
 
 	pthread_mutex_lock(&n->lock);
-	if (--n->writers == 0 && fstat(n->fd, &now) == 0 && now.st_nlink)
-		eq_stats_store(&fs->stats, &n->before, &now);
+	if (--n->writers == 0 && fstat(n->fd, &now) == 0) {
+		nameless = now.st_nlink == 0;
+		if (!nameless)
+			eq_stats_store(&fs->stats, &n->before, &now);
+	}
 	pthread_mutex_unlock(&n->lock);
-	eq_compact_offer(fs, n);
+	if (nameless) /* it is written in vain, or linked, and seen, later */
+		eq_compact_drop(fs, n);
+	else
+		eq_compact_offer(fs, n);
 }
 
 void eq_compact_stats(struct eq_compact *c, struct eq_queue_stats *out)

@@ -135,6 +135,9 @@ const struct fuse_lowlevel_ops eq_ops = {
 	.rename = eq_op_rename,
 	.link = eq_op_link,
 	.create = eq_op_create,
+#ifdef HAVE_FUSE_TMPFILE
+	.tmpfile = eq_op_tmpfile,
+#endif
 	.open = eq_op_open,
 	.read = eq_op_read,
 	.write = eq_op_write,

@@ -99,6 +99,7 @@ void eq_op_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
 void eq_op_lookup(fuse_req_t req, fuse_ino_t parent, const char *name);
 void eq_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
 		  struct fuse_file_info *fi);
+void eq_op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file_info *fi);
 void eq_op_mknod(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode, dev_t rdev);
 void eq_op_mkdir(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode);
 void eq_op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const char *name);

@@ -119,15 +119,15 @@ struct make {
 	int fd;                 /* regular files: out */
 };
 
+/* name NULL: a regular file without one. */
 static int make_once(struct make *m, int dirfd, const char *name)
 {
-	int rc;
+	int flags = (m->flags & ~O_TRUNC) | O_CLOEXEC, rc;
 
 	switch (m->mode & S_IFMT) {
 	case S_IFREG:
-		rc = m->fd = openat(dirfd, name,
-				    (m->flags & ~O_TRUNC) | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC,
-				    m->mode & 07777);
+		flags |= name ? O_CREAT | O_EXCL | O_NOFOLLOW : O_TMPFILE;
+		rc = m->fd = openat(dirfd, name ? name : ".", flags, m->mode & 07777);
 		break;
 	case S_IFDIR:
 		rc = mkdirat(dirfd, name, m->mode & 07777);
@@ -207,7 +207,7 @@ static int make(fuse_req_t req, struct eq_node *dir, const char *name, struct ma
 		rc = make_as(ctx, m, dir->fd, name);
 		take_groups(NULL, dir);
 	}
-	if (!rc && m->fd >= 0 && fstat(m->fd, &st) == 0)
+	if (!rc && m->fd >= 0 && name && fstat(m->fd, &st) == 0)
 		eq_stats_store(&fs->stats, NULL, &st);
 	return rc;
 }
@@ -269,7 +269,7 @@ void eq_op_symlink(fuse_req_t req, const char *target, fuse_ino_t parent, const 
 	make_entry(req, parent, name, &m);
 }
 
-/* Make a file and open it. -EEXIST when there is one. */
+/* Make a file and open it; name NULL: one without a name. -EEXIST when there is one. */
 static int create_new(fuse_req_t req, struct eq_node *dir, const char *name, mode_t mode, int flags,
 		      struct eq_node **n, struct eq_file **file)
 {
@@ -284,7 +284,7 @@ static int create_new(fuse_req_t req, struct eq_node *dir, const char *name, mod
 	*file = NULL;
 	eq_trim_pace(fs);
 	pthread_rwlock_rdlock(&fs->names);
-	rc = check_free(dir, name);
+	rc = name ? check_free(dir, name) : 0;
 	if (!rc)
 		rc = make(req, dir, name, &m);
 	if (rc)
@@ -297,7 +297,7 @@ static int create_new(fuse_req_t req, struct eq_node *dir, const char *name, mod
 			close(f.fd);
 	}
 	if (!rc)
-		rc = eq_node_take(&fs->nodes, &f, dir, name, true, n);
+		rc = eq_node_take(&fs->nodes, &f, name ? dir : NULL, name, true, n);
 	if (!rc)
 		rc = eq_file_made(fs, *n, m.fd, flags, file);
 	if (rc)
@@ -307,24 +307,13 @@ out:
 	return rc;
 }
 
-void eq_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
-		  struct fuse_file_info *fi)
+/* Answer that n was made, or found, and opened as file; or upon an error, rc, undo that. */
+static void reply_create(fuse_req_t req, int rc, struct eq_node *n, struct eq_file *file, bool keep,
+			 struct fuse_file_info *fi)
 {
 	struct eq_fs *fs = eq_fs_of(req);
-	struct eq_node *dir = eq_node_of(fs, parent), *n = NULL;
 	struct fuse_entry_param e;
-	struct eq_file *file = NULL;
-	bool keep = false;
-	int rc;
 
-	rc = eq_name_check(fs, name, S_IFREG);
-	if (!rc)
-		rc = create_new(req, dir, name, mode, fi->flags, &n, &file);
-	if (rc == -EEXIST && !(fi->flags & O_EXCL)) { /* it came behind the kernel's back */
-		rc = take(fs, dir, name, &n);
-		if (!rc)
-			rc = eq_file_open(fs, n, fi->flags, &file, &keep);
-	}
 	if (!rc)
 		rc = entry_fill(fs, n, &e);
 	if (rc) {
@@ -342,12 +331,58 @@ void eq_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mo
 	}
 }
 
+void eq_op_create(fuse_req_t req, fuse_ino_t parent, const char *name, mode_t mode,
+		  struct fuse_file_info *fi)
+{
+	struct eq_fs *fs = eq_fs_of(req);
+	struct eq_node *dir = eq_node_of(fs, parent), *n = NULL;
+	struct eq_file *file = NULL;
+	bool keep = false;
+	int rc;
+
+	rc = eq_name_check(fs, name, S_IFREG);
+	if (!rc)
+		rc = create_new(req, dir, name, mode, fi->flags, &n, &file);
+	if (rc == -EEXIST && !(fi->flags & O_EXCL)) { /* it came behind the kernel's back */
+		rc = take(fs, dir, name, &n);
+		if (!rc)
+			rc = eq_file_open(fs, n, fi->flags, &file, &keep);
+	}
+	reply_create(req, rc, n, file, keep, fi);
+}
+
+void eq_op_tmpfile(fuse_req_t req, fuse_ino_t parent, mode_t mode, struct fuse_file_info *fi)
+{
+	struct eq_file *file = NULL;
+	struct eq_node *n = NULL;
+	int rc = create_new(req, eq_node_of(eq_fs_of(req), parent), NULL, mode, fi->flags, &n, &file);
+
+	reply_create(req, rc, n, file, false, fi);
+}
+
+/* A file that was made without a name has got its first one, and is in the store now. */
+static void count_named(struct eq_fs *fs, struct eq_node *n)
+{
+	struct stat st;
+
+	if (fstat(n->fd, &st))
+		return;
+	pthread_mutex_lock(&n->lock);
+	if (n->writers)
+		st = n->before; /* the rest is counted when they are done */
+	pthread_mutex_unlock(&n->lock);
+	eq_stats_store(&fs->stats, NULL, &st);
+	eq_dirty_set(fs, n);
+}
+
 void eq_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char *newname)
 {
 	struct eq_fs *fs = eq_fs_of(req);
 	struct eq_node *n = eq_node_of(fs, ino), *dir = eq_node_of(fs, newparent), *same = NULL;
 	char path[EQ_PROC_SIZE], archive[NAME_MAX + 1];
 	const char *disk = newname;
+	bool first;
+	struct stat st;
 	int rc;
 
 	rc = eq_name_check(fs, newname, n->type);
@@ -356,6 +391,7 @@ void eq_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
 		return;
 	}
 	pthread_rwlock_rdlock(&fs->names);
+	first = S_ISREG(n->type) && fstat(n->fd, &st) == 0 && !st.st_nlink;
 	rc = n->swapped ? -ESTALE : check_free(dir, newname);
 	if (!rc && n->archive) {
 		rc = eq_name_archive(newname, archive);
@@ -364,6 +400,8 @@ void eq_op_link(fuse_req_t req, fuse_ino_t ino, fuse_ino_t newparent, const char
 	eq_proc_path(path, n->fd);
 	if (!rc && linkat(AT_FDCWD, path, dir->fd, disk, AT_SYMLINK_FOLLOW))
 		rc = -errno;
+	if (!rc && first)
+		count_named(fs, n);
 	pthread_rwlock_unlock(&fs->names);
 	if (!rc)
 		rc = take(fs, dir, newname, &same);

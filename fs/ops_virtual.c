@@ -302,6 +302,11 @@ PASS(symlink, is_virtual(ino), -EPERM,
 PASS(create, is_virtual(ino), -EPERM,
      (fuse_req_t req, fuse_ino_t ino, const char *name, mode_t mode, struct fuse_file_info *fi),
      (req, ino, name, mode, fi))
+#ifdef HAVE_FUSE_TMPFILE
+PASS(tmpfile, is_virtual(ino), -EPERM,
+     (fuse_req_t req, fuse_ino_t ino, mode_t mode, struct fuse_file_info *fi),
+     (req, ino, mode, fi))
+#endif
 PASS(link, is_virtual(ino) || is_virtual(parent), -EPERM,
      (fuse_req_t req, fuse_ino_t ino, fuse_ino_t parent, const char *name),
      (req, ino, parent, name))
@@ -339,6 +344,9 @@ void eq_ops_layer(struct fuse_lowlevel_ops *ops)
 	ops->rmdir = op_rmdir;
 	ops->symlink = op_symlink;
 	ops->rename = op_rename;
+#ifdef HAVE_FUSE_TMPFILE
+	ops->tmpfile = op_tmpfile;
+#endif
 	ops->link = op_link;
 	ops->create = op_create;
 	ops->open = op_open;

@@ -203,6 +203,75 @@ def case_handles_of_open(p):
             open_handle(p, h)
 
 
+def link_of(fd, path):
+    """As open(2) says how a file without a name gets one; Python's os.link does not."""
+    if LIBC.linkat(-100, f"/proc/self/fd/{fd}".encode(), -100, os.fsencode(path), 0x400):
+        raise OSError(ctypes.get_errno(), "linkat")
+
+
+def case_nameless(p):
+    """O_TMPFILE: it has no name, and goes when it is closed, unless it was given one."""
+    if p.mount and "its libfuse has no passthrough" in p.mount.log():
+        with raises(errno.EOPNOTSUPP): # nor has it this operation
+            os.open(p(), os.O_TMPFILE | os.O_RDWR, 0o600)
+        return
+    data = read(saved(10))
+    fd = os.open(p(), os.O_TMPFILE | os.O_RDWR, 0o640)
+    st = os.fstat(fd)
+    assert st.st_nlink == 0 and stat.S_IMODE(st.st_mode) == 0o640 and os.listdir(p()) == []
+    os.write(fd, data)
+    assert os.pread(fd, 100, 0) == data[:100] and os.fstat(fd).st_size == len(data)
+    link_of(fd, p("m"))
+    assert os.fstat(fd).st_nlink == 1 and os.path.samestat(os.fstat(fd), os.stat(p("m")))
+    os.write(fd, b"")
+    os.close(fd)
+    p.settle("m")
+    assert read(p("m")) == data
+    # By AT_EMPTY_PATH, and with no writer left when it gets its name.
+    fd = os.open(p(), os.O_TMPFILE | os.O_WRONLY, 0o600)
+    os.write(fd, data)
+    only = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY)
+    os.close(fd)
+    if ROOT:
+        assert LIBC.linkat(only, b"", -100, os.fsencode(p("n")), 0x1000) == 0, os.strerror(ctypes.get_errno())
+    else:
+        link_of(only, p("n"))
+    os.close(only)
+    p.settle("n")
+    assert read(p("n")) == data
+    fd = os.open(p(), os.O_TMPFILE | os.O_RDWR | os.O_EXCL, 0o600)
+    with raises(errno.ENOENT):
+        link_of(fd, p("x"))
+    os.close(fd)
+    with raises(errno.EINVAL):
+        os.open(p(), os.O_TMPFILE | os.O_RDONLY)
+    assert sorted(os.listdir(p())) == ["m", "n"]
+    if ROOT:
+        os.chmod(p(), 0o777)
+        done(child("import sys\nos.umask(0o027)\nfd = os.open(sys.argv[1], os.O_TMPFILE | os.O_RDWR, 0o666)\n"
+                   "assert os.fstat(fd).st_uid == os.getuid() and os.fstat(fd).st_mode & 0o777 == 0o640\n", p(), uid=USER))
+
+
+def case_nameless_are_closed(p):
+    """What is written to a file that was deleted while open does not outlive it."""
+    for _ in range(3):
+        fd = os.open(p("f"), os.O_RDWR | os.O_CREAT)
+        os.unlink(p("f"))
+        os.write(fd, bytes(1 << 20))
+        os.close(fd)
+    if p.mount:
+        fds = f"/proc/{p.mount.proc.pid}/fd"
+        gone = re.compile(re.escape(p.mount.disk(os.path.relpath(p(), p.mount.point))) + r"/f \(deleted\)")
+
+        def left():
+            for n in os.listdir(fds):
+                with contextlib.suppress(OSError):
+                    if gone.match(os.readlink(f"{fds}/{n}")):
+                        return True
+            return False
+        poll("closed below", lambda: not left(), 10)
+
+
 def case_handles_made_up(p):
     """Whatever bytes a handle has, it leads to an error or into the store."""
     if not ROOT:
