@@ -305,8 +305,7 @@ static int search(struct quant *q)
 	q->scale = malloc(q->m.rows * sizeof(q->scale[0]));
 	if (!q->scale)
 		return -ENOMEM;
-	/* Of these alone the statistics are exact: then the order of the search, which
-	 * differs, does not count. */
+	/* a device has these alone; the order of its search differs, and does not count */
 	if (q->m.dtype == EQ_BF16 &&
 	    eq_device_search(q->e, &q->device, eq_quant_price(q->e->lambda, q->l1, n), q->scale))
 		return 0;

@@ -201,7 +201,7 @@ static void apply_row(const struct apply_job *job, struct apply_block *b,
 			  job->format, n, inv, scale);
 		if (s.bad && !b->status)
 			b->status = strip_outliers(&s, job, inv, first, n, b);
-		ops->sums(&s, &sum);
+		ops->sums(&s, n, &sum);
 		count_symbols(b, s.sym, n);
 		if (job->sym)
 			memcpy(job->sym + first, s.sym, n);

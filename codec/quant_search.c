@@ -18,24 +18,27 @@
  *    have at most 8.
  *
  * 2. As s rises the rate falls, for each unit. The distortion of a unit, its
- *    distance from the nearest s v_j, is piecewise linear and dips below the
- *    chord over an interval [s, t] of scales only where some s v_j crosses it,
- *    by (t - s) v_j / 2 at most. With V(s) = sum v_j N(s v_j), which falls by
- *    v_j for each crossing, all scales of the interval cost at least
+ *    distance from the nearest s v_j, is piecewise linear. Over an interval [s, t]
+ *    it lies below the chord only by its convex bends, where some s v_j crosses it
+ *    and the slope rises by 2 v_j: at x by that times (x - s) (t - x) / (t - s) at
+ *    most. With V(s) = sum v_j N(s v_j), which falls by v_j for each crossing, and
+ *    y = (x - s) / (t - s), a scale of the interval costs at least
  *
- *      chord - (t - s) (V(s) - V(t)) / 2 + rate(t)
+ *      chord(y) - 2 (t - s) (V(s) - V(t)) y (1 - y) + rate(t)
  *
  *    An interval that cannot hold the least cost is dropped, the others are cut
- *    in halves: about 80 evaluations in all, instead of thousands.
+ *    in halves: about 60 evaluations in all, instead of thousands. The first step
+ *    begins with scales around that of the row before. Of all scales from s
+ *    upwards, each costs as much as the units below b_1(s) weigh.
  *
- *    The chord is taken a step from its ends, since those are evaluated.
+ * 3. What is never looked up need not be summed: N and S are extended downwards as
+ *    far as the candidates reach.
  *
- * 3. What is never looked up need not be summed: candidates come from the
- *    greatest scale downwards, and N and S are extended as far as they reach.
- *
- * float16 and float32 units are put into the bin of their leading 16 bits. The
- * cost is then off by the units that share a bin with a boundary, so the best
- * few scales are measured on the row itself.
+ * Units of float16 have patterns of three bits more, and all else is the same. Those
+ * of float32 are put into the bins of bfloat16, sorted by these, and what a boundary
+ * cuts a bin into is counted by the units themselves. Their sums are rounded to a
+ * 2^-50th of the greatest unit or so in rows of thousands; which level a unit belongs
+ * to is exact.
  */
 #include <errno.h>
 #include <math.h>
@@ -44,23 +47,26 @@
 
 #include "quant_ops.h"
 
-#define OCTAVE 128              /* patterns with the same exponent */
 /* Octaves below the greatest unit that are told apart. The smallest boundary is
  * absmax / 448 * 2^-10 for fp8; for int8 it lets outliers be 2^15 times greater
- * than the rest, and smaller units then count as zeros. Sums fit in 64 bits. */
+ * than the rest (2^12 times in float16), and smaller units then count as zeros.
+ * Sums fit in 64 bits. */
 #define WINDOW 24
-#define BINS (WINDOW * OCTAVE)
+#define WINDOW_F16 21
+#define BINS (WINDOW_F16 << 10)
+#define OCTAVE 128              /* scales in an octave */
 #define COARSE 64               /* first step of the scales, half an octave */
-#define POINTS (BINS + 2 * OCTAVE)      /* scales in the range, at most */
+#define POINTS ((WINDOW + 2) * OCTAVE)  /* scales in the range, at most */
 #define EXTEND 32               /* bins summed at a time, part of an octave */
-#define FINALISTS 3             /* measured on the row, when that is needed */
+#define BATCH 8                 /* scales evaluated at a time */
 
 #define SCALE_MIN 0x0080        /* 2^-126 */
 #define SCALE_MAX 0x7e80        /* 2^126 */
 
-struct tail {                   /* S and N */
-	int64_t sum, count;
-};
+/* S and N of the units of a bin and above, which are added side by side. */
+typedef uint64_t tail __attribute__((vector_size(16), may_alias));
+#define SUM 0
+#define COUNT 1
 
 struct point {                  /* a scale that has been evaluated */
 	uint32_t bits;          /* bfloat16 */
@@ -84,53 +90,47 @@ struct search {
 	struct eq_quant_format f;
 	enum eq_qformat format;
 	int dtype;
-	bool exact;             /* patterns stand for single values: bfloat16 */
 	double nu;              /* price of a step of rate */
 	uint64_t k;
 
 	/* of the row */
 	const uint8_t *w;
 	float absmax;
-	uint32_t top;           /* pattern of absmax */
-	uint32_t base;          /* pattern of index 0 */
-	uint32_t low;           /* least index of tail that is ready */
+	struct eq_quant_bins b;
+	uint32_t end;           /* the bin behind the last */
+	uint32_t low;           /* least bin that is ready */
 	double total;           /* S(0) */
+	double slack;           /* for what is rounded in bounds */
 	double unit;            /* value of 1 in a sum */
 	int64_t outliers;       /* most that are allowed */
-	unsigned n_best;
-	struct candidate best[FINALISTS];
+	struct candidate best;
 
-	struct eq_quant_edges edges;
-	uint32_t count[BINS + 1];       /* [0]: below the base; [1 + index] */
-	uint64_t rest[BINS + 1];        /* of the bits below, unless exact */
-	struct tail tail[BINS + 1];     /* by index, from `low` upwards */
+	struct eq_quant_edges edges[BATCH];
+	uint32_t count[BINS + 3];       /* of bins; 0 has the units below the base */
+	/* of bins from `low` on; two stores are cheaper than putting them together */
+	int64_t tail[BINS + 3][2] __attribute__((aligned(16)));
 	unsigned n_points;
-	struct point point[POINTS];
-	struct interval list[2][POINTS / 2];    /* of two scales or more, disjoint */
+	struct point point[POINTS + 1];
+	struct interval list[2][POINTS / 2 + 2];        /* of two scales or more, disjoint */
+
+	/* float32: sums of the bits below the pattern; places of the sorted ones */
+	int64_t rest_sum[BINS + 2];
+	uint32_t cursor[BINS + 2];
 };
 
 /* ---- the row's statistics ------------------------------------------------ */
 
-/* Value of a pattern, in units that make those of the base's octave 128 to 255. */
-static int64_t fixed_of(uint32_t p, uint32_t base)
-{
-	uint32_t octave = p / OCTAVE, unit = base ? base / OCTAVE : 1;
-
-	if (!octave)
-		return p;
-	return (int64_t)(OCTAVE + p % OCTAVE) << (octave - unit);
-}
-
 static uint32_t bin_of(const struct search *c, uint32_t pattern)
 {
-	return pattern < c->base ? 0 : pattern - c->base + 1;
+	return pattern < c->b.base ? 0 : pattern - c->b.base + 1;
 }
 
 static void row_count(struct search *c)
 {
 	const uint16_t *h = (const uint16_t *)c->w;
+	uint32_t mask = (1u << c->b.shift) - 1;
 
-	if (c->exact) {
+	if (c->dtype == EQ_BF16) {
 		for (uint64_t i = 0; i < c->k; i++)
 			c->count[bin_of(c, h[i] & 0x7fff)]++;
 		return;
@@ -141,10 +141,11 @@ static void row_count(struct search *c)
 
 		c->ops->widen(u, c->w + k * eq_quant_unit(c->dtype), c->dtype, n);
 		for (size_t i = 0; i < n; i++) {
-			uint32_t bin = bin_of(c, u[i] >> 16);
+			uint32_t bin = bin_of(c, u[i] >> c->b.shift);
 
 			c->count[bin]++;
-			c->rest[bin] += u[i] & 0xffff;
+			if (c->b.rests)
+				c->rest_sum[bin] += u[i] & mask;
 		}
 	}
 }
@@ -153,166 +154,242 @@ static void row_count(struct search *c)
 static bool row_begin(struct search *c)
 {
 	struct eq_quant_lanes lanes = { { 0 } };
-	uint32_t top = 0, octave;
+	unsigned window = c->dtype == EQ_F16 ? WINDOW_F16 : WINDOW;
+	uint32_t top = 0, octave, least;
 
 	c->ops->scan(c->w, c->dtype, c->k, &top, &lanes);
 	c->total = eq_quant_lanes_sum(&lanes);
 	c->absmax = eq_float_of(top);
-	c->top = top >> 16;
-	octave = c->top / OCTAVE;
-	c->base = octave < WINDOW ? 0 : (octave - WINDOW + 1) * OCTAVE;
-	c->unit = ldexp(1, (int)(c->base ? c->base / OCTAVE : 1) - 134);
+	octave = top >> 23;
+	least = octave < window ? 0 : octave - window + 1;
+	c->b.top = top >> c->b.shift;
+	c->b.base = least << (23 - c->b.shift);
+	c->low = c->end = c->b.top - c->b.base + 2;
+	c->unit = ldexp(1, (int)(least ? least : 1) - 150 + (int)(c->b.shift - c->b.extra));
+	/* sums of rests lose up to a unit in a bin, and count twice */
+	c->slack = c->total * 0x1p-40 + (c->b.rests ? 2 * (double)c->end * c->unit : 0);
 	/* an outlier takes 8 bytes: a 16th of a bit a unit at most */
 	c->outliers = c->format == EQ_Q_INT8 ? (int64_t)(c->k >> 10) : 0;
-	c->n_best = c->exact ? 1 : FINALISTS;
-	memset(c->best, 0, sizeof(c->best));
-	c->low = c->top + 1 - c->base;
-	c->tail[c->low] = (struct tail){ 0, 0 };
-	if (!c->top)
+	c->best = (struct candidate){ 0, 0 };
+	if (!top)
 		return false;
-	memset(c->count, 0, (c->low + 1) * sizeof(*c->count));
-	if (!c->exact)
-		memset(c->rest, 0, (c->low + 1) * sizeof(*c->rest));
+	memset(c->count, 0, (c->end + 1) * sizeof(*c->count));
+	memset(c->tail[c->end], 0, 2 * sizeof(c->tail[0]));
+	if (c->b.rests)
+		memset(c->rest_sum, 0, (c->end + 1) * sizeof(*c->rest_sum));
 	row_count(c);
 	return true;
 }
 
-/* Make the tails ready down to index i, and somewhat further. */
-static void row_extend(struct search *c, uint32_t i)
+/* Sum down to the bin, and somewhat further. */
+static void row_extend(struct search *c, uint32_t bin)
 {
-	uint32_t to = i / EXTEND * EXTEND, at = c->low;
-	struct tail t = c->tail[at];
+	uint32_t to = (bin - 1) / EXTEND * EXTEND, at = c->low - 1, one = 1u << (23 - c->b.shift);
+	int64_t sum = c->tail[c->low][SUM], n = c->tail[c->low][COUNT];
 
 	while (at > to) {
-		uint32_t end = (at - 1) / EXTEND * EXTEND, p = c->base + at - 1;
 		/* values within an octave are evenly spaced */
-		int64_t value = fixed_of(p, c->base);
-		int64_t space = fixed_of(p | 1, c->base) - fixed_of(p & ~1u, c->base);
+		uint32_t p = c->b.base + at - 1, octave = p & -one;
+		uint32_t end = octave > c->b.base + to ? octave - c->b.base : to;
+		int64_t space = INT64_C(1) << (eq_bins_exponent(&c->b, p) + c->b.extra);
+		int64_t value = (p < one ? p : p % one + one) * space;
 
-		if (c->exact)
-			for (; at > end; value -= space) {
-				int64_t m = c->count[at--];
-
-				t.count += m;
-				t.sum += m * value;
-				c->tail[at] = t;
-			}
-		else
-			for (; at > end; value -= space) {
-				int64_t m = c->count[at], rest = (int64_t)(c->rest[at--] >> 12);
-
-				t.count += m;
-				t.sum += m * value + (rest * space >> 4);
-				c->tail[at] = t;
-			}
+		if (c->b.rests)
+			for (uint32_t i = at; i > end; i--, p--)
+				c->rest_sum[i] = eq_bins_sum(&c->b, p, 0, c->rest_sum[i]);
+		for (; at > end; value -= space, at--) {
+			sum += c->count[at] * value;
+			if (c->b.rests)
+				sum += c->rest_sum[at];
+			n += c->count[at];
+			c->tail[at][SUM] = sum;
+			c->tail[at][COUNT] = n;
+		}
 	}
-	c->low = at;
+	c->low = at + 1;
+}
+
+/* Sort the rests of all units by bins; those of bins that are not ready come last. */
+static void row_sort(struct search *c)
+{
+	uint32_t last = c->low - 1, shift = c->b.shift, mask = (1u << shift) - 1;
+
+	for (uint32_t i = last; i < c->end; i++)
+		c->cursor[i] = (uint32_t)c->tail[i + 1][COUNT];
+	for (uint64_t i = 0; i < c->k; i++) {
+		uint32_t u, bin;
+
+		memcpy(&u, c->w + 4 * i, sizeof(u));
+		u &= 0x7fffffff;
+		bin = bin_of(c, u >> shift);
+		bin = bin > last ? bin : last;
+		c->b.rest[c->cursor[bin]++] = (uint16_t)(u & mask);
+	}
+}
+
+/* Make bins ready from this one on. */
+static void row_reach(struct search *c, uint32_t bin)
+{
+	uint32_t octave = 1u << (23 - c->b.shift);
+
+	if (bin >= c->low)
+		return;
+	if (c->b.rests)         /* seldom, since then all is sorted again */
+		bin = bin > octave ? bin - octave : 1;
+	row_extend(c, bin);
+	if (c->b.rests)
+		row_sort(c);
 }
 
 /* ---- the cost of a scale ------------------------------------------------- */
+
+struct sums {                   /* of distortion, less the units' value; V, rate */
+	uint64_t ds, dn, v, r;  /* modulo 2^64: all of them fit in the end */
+};
+
+/* The sum of the m-th of eight tails and m times the same, m = 1 to 8: a running
+ * sum, and one of that. */
+static inline void add_eight(const int64_t *tails, const uint32_t *at, tail *sum, tail *weighed)
+{
+	*sum = *weighed = (tail){ 0, 0 };
+#pragma GCC unroll 8
+	for (unsigned m = 8; m; m--) {
+		*sum += *(const tail *)&tails[at[m]];
+		*weighed += *sum;
+	}
+}
+
+/* The sums over all levels, by eights from one behind: 8 b + m has the step
+ * base + m gap, and gap is what divides it from the one before. Levels that do not
+ * occur add nothing. */
+static struct sums sums_of(const struct search *c, const struct eq_quant_edges *e, unsigned levels,
+			   const int64_t *tails)
+{
+	struct sums s = { 0 };
+
+	for (unsigned l = 0; l < levels; l += 8) {
+		uint64_t gap = (uint64_t)c->f.gap[l + 1], base = (uint64_t)c->f.step[l + 1] - gap;
+		tail sum, weighed;
+
+		add_eight(tails, e->edge + l, &sum, &weighed);
+		s.ds -= sum[SUM];
+		s.r += gap * sum[COUNT];
+		/* of pairs of steps */
+		s.dn += (2 * base - gap) * sum[COUNT] + 2 * gap * weighed[COUNT];
+		add_eight(tails, e->centre + l, &sum, &weighed);
+		s.ds += sum[SUM];
+		s.v += base * sum[COUNT] + gap * weighed[COUNT];
+	}
+	return s;
+}
 
 static uint32_t level(const struct search *c, float t)
 {
 	return c->format == EQ_Q_FP8 ? eq_level_fp8(t) : eq_level_int8(t);
 }
 
-/* False if the scale is too small for the format, as all smaller ones are. */
-static bool evaluate(struct search *c, uint32_t bits, struct point *p)
+static uint32_t first_bin(const struct search *c, float scale)
 {
-	float scale = eq_float_of(bits << 16), inv = 1.0f / scale;
-	uint32_t levels = level(c, c->absmax * inv);
-	uint32_t first = eq_float_bits(c->f.mid[1] * scale) >> 16, last;
-	int64_t ds = 0, dn = 0, v = 0, r = 0;
-	bool beyond = levels > c->f.top;
-	double cut_sum = 0;
+	uint32_t p = eq_float_bits(c->f.mid[1] * scale) >> c->b.shift;
 
-	memset(p, 0, sizeof(*p));
-	p->bits = bits;
-	p->scale = scale;
-	if (c->format == EQ_Q_FP8 && scale * 448 < c->absmax)
-		return false;
-	if (!levels)
-		return true;
-	if (first < c->base)
-		return false;
+	return p > c->b.top ? c->end : bin_of(c, p);
+}
+
+/* False if the scale is too small for the format or the window, as all smaller
+ * ones are. */
+static bool fits(const struct search *c, uint32_t bits)
+{
+	float scale = eq_float_of(bits << 16);
+
+	return first_bin(c, scale) && (c->format != EQ_Q_FP8 || scale * 448 >= c->absmax);
+}
+
+/* Evaluate n <= BATCH scales, which fit and fall. */
+static void evaluate_batch(struct search *c, struct point *p, unsigned n)
+{
+	float scale[BATCH], inv[BATCH];
+	uint32_t levels;
+	bool beyond;
+
+	for (unsigned i = 0; i < n; i++) {
+		p[i].scale = scale[i] = eq_float_of(p[i].bits << 16);
+		inv[i] = 1.0f / scale[i];
+	}
+	row_reach(c, first_bin(c, scale[n - 1]));
+	levels = level(c, c->absmax * inv[n - 1]);
+	beyond = levels > c->f.top;
 	if (beyond)
 		levels = c->f.top;
-	row_extend(c, first - c->base);
-	last = beyond ? levels + 1 : levels | 3;
-	c->ops->edges(&c->f, last, c->exact, inv, scale, c->base, c->top, &c->edges);
-	if (beyond) {
-		/* outliers are exact, and have the symbol of the greatest level */
-		const struct tail *cut = &c->tail[c->edges.edge[last--]];
+	c->ops->edges(&c->f, &c->b, (levels | 7) + 1, n, scale, inv, c->edges);
+	for (unsigned i = 0; i < n; i++) {
+		struct eq_quant_edges *e = &c->edges[i];
+		const int64_t *tails = c->tail[0];
+		tail cut = { 0 };
+		struct sums s;
 
-		if (cut->count > c->outliers)
-			return false;
-		p->outliers = cut->count;
-		cut_sum = (double)cut->sum;
-		dn += c->f.step[levels] * cut->count;
-	}
-	/* by fours, since levels that do not occur add nothing; level 0 neither */
-	c->edges.edge[0] = c->edges.centre[0] = c->top + 1 - c->base;
-	for (uint32_t j = 0; j < last; j += 4)
-#pragma GCC unroll 4
-		for (uint32_t l = j; l < j + 4; l++) {
-			const struct tail *e = &c->tail[c->edges.edge[l]];
-			const struct tail *m = &c->tail[c->edges.centre[l]];
+		if (c->b.rests) {
+			unsigned own = level(c, c->absmax * inv[i]);
 
-			ds += m->sum - e->sum;
-			v += c->f.step[l] * m->count;
-			dn += c->f.pair[l] * e->count;
-			r += c->f.gap[l] * e->count;
+			c->ops->tails(&c->b, e, own > c->f.top ? levels + 1 : own, (levels | 7) + 1);
+			tails = e->tail[0];
 		}
-	p->dist = (2 * (double)ds - cut_sum) * c->unit +
-		  (double)(dn - 2 * v) * ((double)scale * (double)c->f.unit);
-	p->rate = c->nu * (double)r;
-	p->crossed = (double)v * (double)c->f.unit;
-	return true;
-}
-
-static void enter(struct search *c, const struct point *p, double cost)
-{
-	unsigned i = c->n_best - 1;
-
-	for (unsigned j = 0; j <= i; j++)
-		if (c->best[j].bits == p->bits)
-			return;
-	if (cost == c->best[i].cost && p->bits < c->best[i].bits)
-		return;
-	for (; i; i--) {
-		const struct candidate *b = &c->best[i - 1];
-
-		if (cost > b->cost || (cost == b->cost && p->bits < b->bits))
-			break;
-		c->best[i] = *b;
+		if (beyond) {
+			/* outliers are exact, and have the symbol of the greatest level */
+			cut = *(const tail *)&tails[e->edge[levels + 1]];
+			e->edge[levels + 1] = e->centre[levels + 1] = c->b.rests ? 0 : 2 * c->end;
+		}
+		s = sums_of(c, e, levels, tails);
+		s.dn += (uint64_t)c->f.step[levels] * cut[COUNT];
+		p[i].outliers = (int64_t)cut[COUNT];
+		p[i].dist = (2 * (double)(int64_t)s.ds - (double)(int64_t)cut[SUM]) * c->unit +
+			    (double)(int64_t)(s.dn - 2 * s.v) *
+				    ((double)scale[i] * (double)c->f.unit);
+		p[i].rate = c->nu * (double)(int64_t)s.r;
+		p[i].crossed = (double)(int64_t)s.v * (double)c->f.unit;
 	}
-	c->best[i] = (struct candidate){ cost, p->bits };
 }
 
-/* Enter a scale in the list of the best; among equals the greater is better. */
+/* Keep the best scale; among equals the greater is better. */
 static inline void keep(struct search *c, const struct point *p)
 {
 	double cost = p->dist + p->rate;
 
-	if (cost <= c->best[c->n_best - 1].cost && cost < 0)
-		enter(c, p, cost);
+	if (cost < c->best.cost ||
+	    (cost == c->best.cost && cost < 0 && p->bits > c->best.bits))
+		c->best = (struct candidate){ cost, p->bits };
 }
 
-/* May the scales between be good enough for the list? */
+/* Evaluate scales, and return how many there are before the first with too many
+ * outliers; all after it have as well. */
+static unsigned evaluate(struct search *c, struct point *p, unsigned n)
+{
+	for (unsigned i = 0; i < n; i += BATCH)
+		evaluate_batch(c, p + i, n - i < BATCH ? n - i : BATCH);
+	for (unsigned i = 0; i < n; i++) {
+		if (p[i].outliers > c->outliers)
+			return i;
+		keep(c, &p[i]);
+	}
+	return n;
+}
+
+/* ---- the search ---------------------------------------------------------- */
+
+/* May one of the scales between be the best? */
 static bool worth(const struct search *c, const struct point *hi, const struct point *lo)
 {
-	double least = hi->dist < lo->dist ? hi->dist : lo->dist;
+	double least = hi->dist < lo->dist ? hi->dist : lo->dist, rise = fabs(hi->dist - lo->dist);
 	double width = (double)hi->scale - (double)lo->scale;
-	double dip = width * (lo->crossed - hi->crossed) / 2;
+	double bend = 2 * width * (lo->crossed - hi->crossed);
 	double step = (double)eq_float_of((lo->bits + 1) << 16) - (double)lo->scale;
+	/* how far from the lesser end the bound is least, which is a step at least */
+	double y = 0.5 - 0.5 * rise / bend, nearest = step / width;
 
-	/* the scales between are a step at least from either end of the chord */
-	least += fabs(hi->dist - lo->dist) * (step / width);
-
+	y = y > nearest ? y : nearest;
+	least += y * (rise - bend * (1 - y));
 	/* an outlier may be half a step off once it is one no more (int8) */
-	dip += (double)(lo->outliers - hi->outliers) * (double)hi->scale / 2;
-	/* the slack is for the rounding of doubles */
-	return least - dip + hi->rate - c->total * 0x1p-40 <= c->best[c->n_best - 1].cost;
+	least -= (double)(lo->outliers - hi->outliers) * (double)hi->scale / 2;
+	return least + hi->rate - c->slack <= c->best.cost;
 }
 
 /* Least bfloat16 scale with which all units are certainly zero, in the range. */
@@ -327,6 +404,40 @@ static uint32_t greatest_scale(const struct search *c)
 	return bits < SCALE_MIN ? SCALE_MIN : bits;
 }
 
+/* Where to begin: no scale above costs as little as one near the hint. */
+static uint32_t first_scale(struct search *c, uint32_t hint)
+{
+	uint32_t most = greatest_scale(c), bits = hint;
+
+	if (hint < SCALE_MIN || hint > most || !fits(c, hint))
+		return most;
+	c->point[0].bits = hint;
+	if (!evaluate(c, c->point, 1))
+		return most;
+	do
+		bits += COARSE;
+	while (bits < most && -(double)c->tail[first_bin(c, eq_float_of(bits << 16))][SUM] * c->unit -
+			      c->slack <= c->best.cost);
+	return bits < most ? bits : most;
+}
+
+/* How many scales, by steps downwards, are to be evaluated at once: those to an
+ * octave below the hint, and of these the ones that fit. */
+static unsigned first_run(const struct search *c, struct point *p, uint32_t bits, uint32_t step,
+			  uint32_t hint)
+{
+	unsigned n = 0;
+
+	p[n++].bits = bits;
+	while (hint && n < BATCH && bits >= SCALE_MIN + step && bits - step + 2 * COARSE >= hint) {
+		bits -= step;
+		p[n++].bits = bits;
+	}
+	while (n && !fits(c, p[n - 1].bits))
+		n--;
+	return n;
+}
+
 /*
  * Evaluate in steps of COARSE downwards; returns the number of intervals. The
  * scale of the row before goes first, so that a good cost is known early; that
@@ -334,33 +445,31 @@ static uint32_t greatest_scale(const struct search *c)
  */
 static size_t first_pass(struct search *c, uint16_t hint)
 {
-	uint32_t bits = greatest_scale(c), step = COARSE;
+	uint32_t bits = first_scale(c, hint), step = COARSE;
 	struct point *p = c->point;
 	size_t n = 0;
 
-	if (hint >= SCALE_MIN && hint <= bits && evaluate(c, hint, p))
-		keep(c, p);
-	if (!evaluate(c, bits, p))
-		return 0;
-	keep(c, p);
-	while (step && p->rate - c->total <= c->best[c->n_best - 1].cost) {
+	do {
 		/* near the lower end of the range the steps shorten */
-		if (bits < SCALE_MIN + step || !evaluate(c, bits - step, p + 1)) {
+		unsigned m = first_run(c, p + n, bits, step, hint), valid = m ? evaluate(c, p + n, m) : 0;
+
+		n += valid;
+		if (!n)
+			return 0;
+		if (valid < m || !m)
 			step /= 2;
-			continue;
-		}
-		bits -= step;
-		keep(c, ++p);
-		c->list[0][n] = (struct interval){ (uint16_t)n, (uint16_t)(n + 1) };
-		n++;
-	}
-	c->n_points = (unsigned)n + 1;
-	return n;
+		while (step && p[n - 1].bits < SCALE_MIN + step)
+			step /= 2;
+		bits = p[n - 1].bits - step;
+	} while (step && p[n - 1].rate - c->total <= c->best.cost);
+	for (size_t i = 0; i + 1 < n; i++)
+		c->list[0][i] = (struct interval){ (uint16_t)i, (uint16_t)(i + 1) };
+	c->n_points = (unsigned)n;
+	return n - 1;
 }
 
-/* Halve the intervals that are worth it; returns how many there are then. What
- * all of them decide, all evaluations and all comparisons go together: processors
- * foresee little of it when they take turns. */
+/* Halve the intervals that are worth it; returns how many there are then. What is
+ * not worth it is overwritten: processors foresee little of it. */
 static size_t next_pass(struct search *c, const struct interval *list, size_t n,
 			struct interval *out)
 {
@@ -370,39 +479,20 @@ static size_t next_pass(struct search *c, const struct interval *list, size_t n,
 	for (size_t i = 0; i < n; i++) {
 		const struct point *hi = &c->point[list[i].hi], *lo = &c->point[list[i].lo];
 		uint32_t width = hi->bits - lo->bits;
+		bool halve;
 
-		if (width < 2 || !worth(c, hi, lo))
+		if (width < 2)
 			continue;
+		halve = worth(c, hi, lo);
 		c->point[at].bits = lo->bits + width / 2;
-		out[m++] = (struct interval){ list[i].hi, (uint16_t)at };
-		out[m++] = (struct interval){ (uint16_t)at++, list[i].lo };
+		out[m] = (struct interval){ list[i].hi, (uint16_t)at };
+		out[m + 1] = (struct interval){ (uint16_t)at, list[i].lo };
+		m += 2 * halve;
+		at += halve;
 	}
-	for (unsigned i = first; i < at; i++)
-		evaluate(c, c->point[i].bits, &c->point[i]);
-	for (unsigned i = first; i < at; i++)
-		keep(c, &c->point[i]);
+	evaluate(c, c->point + first, at - first);
 	c->n_points = at;
 	return m;
-}
-
-/* The best of the list by what the units themselves say. */
-static uint32_t measure_best(struct search *c)
-{
-	struct candidate least = { 0, 0 };
-
-	for (unsigned i = 0; i < c->n_best && c->best[i].bits; i++) {
-		float scale = eq_float_of(c->best[i].bits << 16);
-		struct eq_quant_lanes d = { { 0 } }, r = { { 0 } };
-		double cost;
-
-		c->ops->measure(c->w, c->dtype, c->format, c->k, 1.0f / scale, scale,
-				&d, &r);
-		cost = eq_quant_lanes_sum(&d) - c->total +
-		       c->nu / (double)c->f.unit * eq_quant_lanes_sum(&r);
-		if (cost < least.cost)
-			least = (struct candidate){ cost, c->best[i].bits };
-	}
-	return least.bits;
 }
 
 static uint16_t search_row(struct search *c, uint16_t hint)
@@ -414,7 +504,7 @@ static uint16_t search_row(struct search *c, uint16_t hint)
 	n = first_pass(c, hint);
 	for (unsigned from = 0; n; from ^= 1)
 		n = next_pass(c, c->list[from], n, c->list[from ^ 1]);
-	return (uint16_t)(c->exact ? c->best[0].bits : measure_best(c));
+	return (uint16_t)c->best.bits;
 }
 
 /* ---- all rows ------------------------------------------------------------ */
@@ -428,26 +518,50 @@ struct search_job {
 	int status;
 };
 
+static struct search *search_new(const struct eq_quant_tensor *t, enum eq_qformat format,
+				 double nu)
+{
+	struct search *c = aligned_alloc(64, sizeof(*c) + -sizeof(*c) % 64);
+
+	if (!c)
+		return NULL;
+	c->ops = eq_quant_ops_get();
+	eq_quant_format_init(&c->f, format);
+	c->format = format;
+	c->dtype = t->dtype;
+	c->nu = nu;
+	c->k = t->k;
+	c->b.shift = t->dtype == EQ_F16 ? 13 : 16;
+	c->b.rests = t->dtype == EQ_F32;
+	c->b.extra = 0;
+	c->b.rest = NULL;
+	c->b.count = c->count;
+	c->b.tail = c->tail;
+	if (!c->b.rests)
+		return c;
+	/* a unit of 31 bits and k of them leave these of 62 */
+	while (c->b.extra < 31 && t->k >> (31 - c->b.extra - 1) == 0)
+		c->b.extra++;
+	c->b.rest = malloc((t->k + EQ_QUANT_REST_SLACK) * sizeof(*c->b.rest));
+	if (c->b.rest)
+		return c;
+	free(c);
+	return NULL;
+}
+
 static void search_run(void *arg, size_t index)
 {
 	struct search_job *job = arg;
 	const struct eq_quant_tensor *t = job->t;
 	uint64_t row = index * job->block_rows, end = row + job->block_rows;
 	size_t row_bytes = t->k * eq_quant_unit(t->dtype);
-	struct search *c = aligned_alloc(64, sizeof(*c));
+	struct search *c = search_new(t, job->format, job->nu);
 	uint16_t scale = 0;
 
 	if (!c) {
 		__atomic_store_n(&job->status, -ENOMEM, __ATOMIC_RELAXED);
 		return;
 	}
-	c->ops = eq_quant_ops_get();
-	eq_quant_format_init(&c->f, job->format);
-	c->format = job->format;
-	c->exact = t->dtype == EQ_BF16;
-	c->dtype = t->dtype;
-	c->nu = job->nu;
-	c->k = t->k;
 	if (end > t->rows)
 		end = t->rows;
 	for (; row < end; row++) {
@@ -455,6 +569,7 @@ static void search_run(void *arg, size_t index)
 		scale = search_row(c, scale);
 		job->scale[row] = scale;
 	}
+	free(c->b.rest);
 	free(c);
 }
 

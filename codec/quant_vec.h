@@ -18,6 +18,7 @@
 typedef float vf VECTOR(float, V);
 typedef uint32_t vu VECTOR(uint32_t, V);
 typedef int32_t vi VECTOR(int32_t, V);
+typedef uint16_t vr VECTOR(uint16_t, 2 * V);
 typedef uint16_t vh __attribute__((vector_size(V * 2), may_alias, aligned(1)));
 typedef uint8_t vb __attribute__((vector_size(V), may_alias, aligned(1)));
 typedef double vd VECTOR(double, HALF);
@@ -187,17 +188,17 @@ static void widen(uint32_t u[EQ_STRIP], const void *w, int dtype, size_t n)
 	}
 }
 
-/* Vectors of 32 bits to 16 and 8. One instruction with AVX-512; else a whole
- * strip at a time lets the compiler pack registers in pairs. */
+/* Vectors of 32 bits to 16 and 8. One instruction with AVX-512; else many units at
+ * a time let the compiler pack registers in pairs. */
 #if V == 16
 #define NARROW(out, i, u, type) \
 	(*(type *)&(out)[i] = __builtin_convertvector(u, type))
-#define NARROW_STRIP(out, type) ((void)0)
+#define NARROW_STRIP(out, n, type) ((void)0)
 #else
 #define NARROW(out, i, u, type) (*(vu *)&wide_##out[i] = (u))
-#define NARROW_STRIP(out, type)                                    \
+#define NARROW_STRIP(out, n, type)                                 \
 	do {                                                       \
-		for (int n_ = 0; n_ < EQ_STRIP; n_++)              \
+		for (size_t n_ = 0; n_ < (n); n_++)                \
 			out[n_] = (type)wide_##out[n_];            \
 	} while (0)
 #endif
@@ -225,7 +226,7 @@ INLINE void round_to(vf *x, vu *bits, int dtype)
 }
 
 INLINE void code_any(struct eq_quant_strip *s, const uint8_t *w, int dtype,
-		     enum eq_qformat format, size_t n, float inv, float scale)
+		     enum eq_qformat format, size_t n, size_t end, float inv, float scale)
 {
 	size_t unit = eq_quant_unit(dtype);
 	uint8_t rest[4 * GROUP], *sym = s->sym;
@@ -236,7 +237,7 @@ INLINE void code_any(struct eq_quant_strip *s, const uint8_t *w, int dtype,
 #endif
 	vu bad = { 0 };
 
-	for (size_t i = 0; i < EQ_STRIP; i += GROUP, w += GROUP * unit) {
+	for (size_t i = 0; i < end; i += GROUP, w += GROUP * unit) {
 		if (i + GROUP > n)
 			w = rest_of(rest, w, dtype, i < n ? n - i : 0);
 #pragma GCC unroll 4
@@ -262,12 +263,22 @@ INLINE void code_any(struct eq_quant_strip *s, const uint8_t *w, int dtype,
 			bad |= beyond | (vu)(((vu)v & 0x7f800000) == 0x7f800000);
 		}
 	}
-	NARROW_STRIP(sym, uint8_t);
+	NARROW_STRIP(sym, end, uint8_t);
 	if (dtype != EQ_F32)
-		NARROW_STRIP(out, uint16_t);
+		NARROW_STRIP(out, end, uint16_t);
 	s->bad = 0;
 	for (int i = 0; i < V; i++)
 		s->bad |= bad[i] != 0;
+}
+
+/* All of a strip or half of it: loops of a known length. */
+INLINE void code_part(struct eq_quant_strip *s, const void *w, int dtype, enum eq_qformat format,
+		      size_t n, float inv, float scale)
+{
+	if (n > EQ_STRIP / 2)
+		code_any(s, w, dtype, format, n, EQ_STRIP, inv, scale);
+	else
+		code_any(s, w, dtype, format, n, EQ_STRIP / 2, inv, scale);
 }
 
 static void code(struct eq_quant_strip *s, const void *w, int dtype,
@@ -275,28 +286,28 @@ static void code(struct eq_quant_strip *s, const void *w, int dtype,
 {
 	if (format == EQ_Q_FP8) {
 		if (dtype == EQ_BF16)
-			code_any(s, w, EQ_BF16, EQ_Q_FP8, n, inv, scale);
+			code_part(s, w, EQ_BF16, EQ_Q_FP8, n, inv, scale);
 		else if (dtype == EQ_F16)
-			code_any(s, w, EQ_F16, EQ_Q_FP8, n, inv, scale);
+			code_part(s, w, EQ_F16, EQ_Q_FP8, n, inv, scale);
 		else
-			code_any(s, w, EQ_F32, EQ_Q_FP8, n, inv, scale);
+			code_part(s, w, EQ_F32, EQ_Q_FP8, n, inv, scale);
 	} else {
 		if (dtype == EQ_BF16)
-			code_any(s, w, EQ_BF16, EQ_Q_INT8, n, inv, scale);
+			code_part(s, w, EQ_BF16, EQ_Q_INT8, n, inv, scale);
 		else if (dtype == EQ_F16)
-			code_any(s, w, EQ_F16, EQ_Q_INT8, n, inv, scale);
+			code_part(s, w, EQ_F16, EQ_Q_INT8, n, inv, scale);
 		else
-			code_any(s, w, EQ_F32, EQ_Q_INT8, n, inv, scale);
+			code_part(s, w, EQ_F32, EQ_Q_INT8, n, inv, scale);
 	}
 }
 
-static void sums(const struct eq_quant_strip *s, struct eq_quant_sums *sum)
+static void sums(const struct eq_quant_strip *s, size_t n, struct eq_quant_sums *sum)
 {
 	for (int lane = 0; lane < GROUP; lane += HALF) {
 		vd a = *(vd *)&sum->abs.v[lane], ea = *(vd *)&sum->err_abs.v[lane];
 		vd q = *(vd *)&sum->sq.v[lane], eq = *(vd *)&sum->err_sq.v[lane];
 
-		for (int i = lane; i < EQ_STRIP; i += GROUP) {
+		for (size_t i = (size_t)lane; i < n + (size_t)lane; i += GROUP) {
 			vd x = DOUBLES(&s->x[i]), e = x - DOUBLES(&s->y[i]);
 
 			a += DABS(x);
@@ -311,76 +322,137 @@ static void sums(const struct eq_quant_strip *s, struct eq_quant_sums *sum)
 	}
 }
 
-INLINE void measure_any(const uint8_t *w, int dtype, enum eq_qformat format, size_t n,
-			float inv, float scale, struct eq_quant_lanes *dist,
-			struct eq_quant_lanes *rate)
+/* Is a unit of magnitude *x below the level that begins at *m? Its product with inv
+ * decides, and of a tie, which level is even (as are the lanes of even levels). */
+INLINE void is_below(vu *below, const vf *x, const vf *m, float inv, const vu *even)
 {
-	size_t unit = eq_quant_unit(dtype);
-	uint8_t rest[4 * GROUP];
-	struct acc d, r;
+	vf t = *x * inv;
 
-	acc_load(&d, dist);
-	acc_load(&r, rate);
-	for (size_t i = 0; i < n; i += GROUP, w += GROUP * unit) {
-		if (n - i < GROUP)
-			w = rest_of(rest, w, dtype, n - i);
-#pragma GCC unroll 4
-		for (int p = 0; p < PARTS; p++) {
-			vu q, beyond;
-			vf x, v;
-			vd e;
-
-			load(&x, w + (size_t)p * V * unit, dtype);
-			x = ABS(x);
-			quantise(&x, format, inv, &q, &beyond, &v);
-			acc_add(&r, p, &v);
-			x = (vf)((vu)x & ~beyond);
-			v = (vf)((vu)v & ~beyond);
-			e = DOUBLES(&x) - DOUBLES(&v) * (double)scale;
-			d.v[2 * p] += DABS(e);
-			e = DOUBLES((float *)&x + HALF) -
-			    DOUBLES((float *)&v + HALF) * (double)scale;
-			d.v[2 * p + 1] += DABS(e);
-		}
-	}
-	acc_store(&d, dist);
-	acc_store(&r, rate);
+	*below = (vu)(t < *m) | ((vu)(t == *m) & ~*even);
 }
 
-static void measure(const void *w, int dtype, enum eq_qformat format, size_t n,
-		    float inv, float scale, struct eq_quant_lanes *dist,
-		    struct eq_quant_lanes *rate)
+INLINE void edges_any(const struct eq_quant_format *f, struct eq_quant_bins b, unsigned last,
+		      float scale, float inv, struct eq_quant_edges *e)
 {
-	if (dtype == EQ_F16 && format == EQ_Q_FP8)
-		measure_any(w, EQ_F16, EQ_Q_FP8, n, inv, scale, dist, rate);
-	else if (dtype == EQ_F32 && format == EQ_Q_FP8)
-		measure_any(w, EQ_F32, EQ_Q_FP8, n, inv, scale, dist, rate);
-	else
-		measure_any(w, dtype, format, n, inv, scale, dist, rate);
-}
-
-static void edges(const struct eq_quant_format *f, unsigned n, bool exact, float inv,
-		  float scale, uint32_t base, uint32_t top, struct eq_quant_edges *e)
-{
-	uint32_t up = exact ? 0xffff : 0x8000;
-	/* the levels' parity is that of their lane */
-	vu even = { 0 };
+	uint32_t mask = (1u << b.shift) - 1;
+	vu behind = SPLAT(b.top + 1), before = SPLAT(b.base - 1), even = { 0 };
 
 	for (int i = 0; i < V; i += 2)
 		even[i] = ~0u;
-	for (unsigned j = 0; j <= n; j += V) {
-		vf m = *(const vf *)&f->mid[j], b = m * scale, t = b * inv;
-		vu u = (vu)b, p = (u + up) >> 16, below;
+	for (unsigned j = 0; j <= last; j += V) {
+		vf m = *(const vf *)&f->mid[j], x = m * scale;
+		vu u = (vu)x, v = (vu)(*(const vf *)&f->value[j] * scale), below;
 
-		/* a unit right on a boundary is below it when its product with
-		 * inv is, or is the tie and the level above is odd */
-		below = (vu)(t < m) | ((vu)(t == m) & ~even);
-		if (exact)
-			p += (vu)((u & 0xffff) == 0) & below & 1;
-		*(vu *)&e->edge[j] = SEL((vi)p <= (vi)SPLAT(top), p, SPLAT(top + 1)) - base;
-		u = (vu)(*(const vf *)&f->value[j] * scale);
-		p = (u + up) >> 16;
-		*(vu *)&e->centre[j] = SEL((vi)p <= (vi)SPLAT(top), p, SPLAT(top + 1)) - base;
+		if (b.rests) {
+			/* rounding moves it by two of a unit's last places at most */
+			vu first = u -= 2;
+
+#pragma GCC unroll 5
+			for (unsigned i = 0; i < 5; i++) {
+				x = (vf)(first + i);
+				is_below(&below, &x, &m, inv, &even);
+				u -= below;
+			}
+		} else {
+			/* only a unit right on it can be on either side */
+			is_below(&below, &x, &m, inv, &even);
+			u = ((u + mask) >> b.shift) - ((vu)((u & mask) == 0) & below);
+			u = SEL((vi)u < (vi)behind, u, behind) - before;
+			v = (v + mask) >> b.shift;
+			v = SEL((vi)v < (vi)behind, v, behind) - before;
+			u += u;
+			v += v;
+		}
+		*(vu *)&e->edge[j] = u;
+		*(vu *)&e->centre[j] = v;
+	}
+}
+
+static void edges(const struct eq_quant_format *f, const struct eq_quant_bins *b, unsigned last,
+		  unsigned n, const float *scale, const float *inv, struct eq_quant_edges *e)
+{
+	for (unsigned i = 0; i < n; i++)
+		edges_any(f, *b, last, scale[i], inv[i], &e[i]);
+}
+
+/* All lanes together, which is less than 2^32. */
+INLINE uint32_t sum_of(const vu *x)
+{
+	vq pairs = (vq)*x;
+	uint64_t all = 0;
+
+	for (int i = 0; i < HALF; i++)
+		all += (uint64_t)pairs[i];
+	return (uint32_t)(all + (all >> 32));
+}
+
+/* Of n rests, those that are not below `least`: their sum, and their number times
+ * 2^40 (so 2^23 at most). No branch depends on a rest, none could be foreseen. */
+INLINE uint64_t rests_from(const uint16_t *rest, uint32_t n, uint32_t least)
+{
+	vr lane = { 0 }, from = lane + (uint16_t)least;
+	uint64_t total = 0;
+	uint32_t i = 0;
+
+	for (int l = 0; l < 2 * V; l++)
+		lane[l] = (uint16_t)l;
+	do {
+		uint16_t left = (uint16_t)(n - i < 2 * V ? n - i : 2 * V);
+		vu y, one;
+		vr x, in;
+		uint32_t all;
+
+		memcpy(&x, rest + i, sizeof(x));
+		in = (vr)(x >= from) & (vr)(lane < (vr){ 0 } + left);
+		/* in pairs; their number above 24 bits */
+		y = (vu)(x & in);
+		one = (vu)in & 0x00010001;
+		y = (y & 0xffff) + (y >> 16) + (one << 24) + (one >> 16 << 24);
+		all = sum_of(&y);
+		total += (all & 0xffffff) | (uint64_t)(all >> 24) << 40;
+		i += 2 * V;
+	} while (i < n);
+	return total;
+}
+
+#define RESTS_MOST (1u << 22)   /* at a time */
+
+INLINE void tail_at(const struct eq_quant_bins *b, uint32_t bits, int64_t tail[2])
+{
+	uint32_t p = bits >> b->shift, bin, n;
+	int64_t sum = 0, count = 0, above;
+	const uint16_t *rest;
+
+	p = p <= b->top ? p : b->top + 1;
+	bin = p - b->base + 1;
+	/* all that is behind the last bin is nothing, but is there */
+	above = b->tail[bin + 1][1];
+	rest = b->rest + above;
+	n = b->count[bin];
+	do {
+		uint32_t some = n < RESTS_MOST ? n : RESTS_MOST;
+		uint64_t t = rests_from(rest, some, bits & ((1u << b->shift) - 1));
+
+		sum += (int64_t)(t & 0xffffffffff);
+		count += (int64_t)(t >> 40);
+		rest += some;
+		n -= some;
+	} while (n);
+	tail[0] = b->tail[bin + 1][0] + eq_bins_sum(b, p, count, sum);
+	tail[1] = above + count;
+}
+
+static void tails(const struct eq_quant_bins *b, struct eq_quant_edges *e, unsigned n,
+		  unsigned last)
+{
+	e->tail[0][0] = e->tail[0][1] = 0;
+	for (unsigned l = n + 1; l <= last; l++)
+		e->edge[l] = e->centre[l] = 0;
+	for (unsigned l = 1; l <= n; l++) {
+		tail_at(b, e->edge[l], e->tail[l]);
+		tail_at(b, e->centre[l], e->tail[EQ_QUANT_SLOTS + l]);
+		e->edge[l] = 2 * l;
+		e->centre[l] = 2 * (EQ_QUANT_SLOTS + l);
 	}
 }
 
@@ -390,6 +462,6 @@ const struct eq_quant_ops EQ_QUANT_OPS = {
 	.widen = widen,
 	.code = code,
 	.sums = sums,
-	.measure = measure,
 	.edges = edges,
+	.tails = tails,
 };

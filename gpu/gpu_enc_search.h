@@ -5,7 +5,7 @@
  * least cost does not depend on the order in which scales are tried: here the lanes
  * share the levels of one scale, and intervals are halved depth first, from the best
  * coarse scale outwards, so that a few points are all that is kept. (For float16 and
- * float32 the CPU's order matters, and the CPU it is that seeks their scales.)
+ * float32 it is the CPU that seeks the scales.)
  */
 #ifndef EQ_GPU_ENC_SEARCH_H
 #define EQ_GPU_ENC_SEARCH_H

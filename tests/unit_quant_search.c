@@ -80,7 +80,7 @@ static double grid(const float *x, uint64_t k, enum eq_qformat format, double la
 static void check_search(int dtype, enum eq_qformat format, enum kind kind, uint64_t rows,
 			 uint64_t k, double lambda)
 {
-	double sum = 0, sum_grid = 0, sum_fine = 0, l1;
+	double sum = 0, sum_fine = 0, l1;
 	struct matrix m;
 
 	matrix_make(&m, dtype, rows, k, kind, 0.03);
@@ -94,21 +94,20 @@ static void check_search(int dtype, enum eq_qformat format, enum kind kind, uint
 		double g = grid(x, k, format, lambda, l1, rows * k, true);
 
 		assert_true(format == EQ_Q_INT8 ? outliers <= k / 1024 : outliers == 0);
-		/* bfloat16 is searched exactly; the rest is the rounding of sums */
-		if (dtype == EQ_BF16 && j > g * (1 + 1e-9))
-			fail_msg("%s, format %d, k %llu, lambda %g, row %llu: %.9g, grid %.9g",
-				 kind_name[kind], format, (unsigned long long)k, lambda,
+		/* the search is exact; the rest is the rounding of sums */
+		if (j > g * (1 + 1e-9))
+			fail_msg("%s, dtype %d, format %d, k %llu, lambda %g, row %llu: %.9g, grid %.9g",
+				 kind_name[kind], dtype, format, (unsigned long long)k, lambda,
 				 (unsigned long long)r, j, g);
 		sum += j;
-		sum_grid += g;
 		sum_fine += grid(x, k, format, lambda, l1, rows * k, false);
 	}
-	/* the tensor's objective, for all dtypes; also against scales that are not
-	 * bfloat16 where rows are long enough not to turn on a single unit */
-	if (sum > sum_grid * (1 + 1e-9) || (k >= 1024 && sum > sum_fine * (1 + 1e-6)))
-		fail_msg("%s, dtype %d, format %d, k %llu, lambda %g: %.9g, grid %.9g, %.9g",
+	/* also against scales that are not bfloat16 where rows are long enough not to
+	 * turn on a single unit */
+	if (k >= 1024 && sum > sum_fine * (1 + 1e-6))
+		fail_msg("%s, dtype %d, format %d, k %llu, lambda %g: %.9g, grid %.9g",
 			 kind_name[kind], dtype, format, (unsigned long long)k, lambda, sum,
-			 sum_grid, sum_fine);
+			 sum_fine);
 	matrix_free(&m);
 }
 
@@ -122,11 +121,136 @@ static void test_search(void **state)
 			for (int l = 0; l < 4; l++) {
 				for (int d = 0; d < 3; d++) {
 					check_search(dtypes[d], formats[f], kind, 8, 100, lambdas[l]);
+					check_search(dtypes[d], formats[f], kind, 4, 384, lambdas[l]);
 					check_search(dtypes[d], formats[f], kind, 4, 1500, lambdas[l]);
+					check_search(dtypes[d], formats[f], kind, 20, 1, lambdas[l]);
+					check_search(dtypes[d], formats[f], kind, 20, 7, lambdas[l]);
 				}
-				check_search(EQ_BF16, formats[f], kind, 20, 1, lambdas[l]);
-				check_search(EQ_BF16, formats[f], kind, 20, 7, lambdas[l]);
 			}
+}
+
+/* ---- every scale there is ------------------------------------------------- */
+
+#define ODD_ROWS 12
+#define ODD_K 60
+
+/* Rows that are unlike each other, so that no row's scale is a hint for the next. */
+static float odd_unit(unsigned row, unsigned i, int dtype)
+{
+	double g = gauss(), tiny = dtype == EQ_F16 ? 6e-8 : 1e-40;
+	double huge = dtype == EQ_F16 ? 65504 : 3.38e38;
+
+	switch (row) {
+	case 0: return (float)(0.02 * g);
+	case 1: return i == 17 ? 100 : (float)(1e-3 * g);       /* one outlier */
+	case 2: return 0.3f;
+	case 3: return i % 2 ? 0.0123f : -0.0123f;
+	case 4: return 0;
+	case 5: return (float)(tiny * (1 + i % 9));             /* subnormals */
+	case 6: return (float)(huge * (i % 3 ? 1 : 0.01 * i));
+	case 7: return i ? 0 : 1;
+	case 8: return i % 2 ? 1.0f : 1 + 0x1p-10f;             /* of one bin, or two */
+	case 9: return (float)(1 + 0x1p-23 * i);
+	case 10: return (float)ldexp(1, -(int)(i % 20));        /* on boundaries */
+	default: return (float)(0.1 * g * exp2(-20 * uniform()));
+	}
+}
+
+/* The least cost of all bfloat16 scales that the search may choose. */
+static double least_of_all(const float *x, enum eq_qformat format, double lambda, double l1,
+			   uint64_t n)
+{
+	uint64_t outliers;
+	double top = 0, least = objective(x, ODD_K, format, lambda, l1, n, 0, &outliers);
+
+	for (uint64_t i = 0; i < ODD_K; i++)
+		top = fabs((double)x[i]) > top ? fabs((double)x[i]) : top;
+	for (uint32_t bits = 0x80; bits <= 0x7e80; bits++) {
+		double s = (double)scale_of((uint16_t)bits), j;
+
+		if (s * 448 < top || s > top * 1100 || (format == EQ_Q_INT8 && s * 127.6 < top))
+			continue;
+		j = objective(x, ODD_K, format, lambda, l1, n, (float)s, &outliers);
+		if (!outliers && j < least)
+			least = j;
+	}
+	return least;
+}
+
+static void check_all(int dtype, enum eq_qformat format, double lambda)
+{
+	struct matrix m;
+
+	matrix_make(&m, dtype, ODD_ROWS, ODD_K, GAUSS, 1);
+	for (unsigned r = 0; r < ODD_ROWS; r++)
+		for (unsigned i = 0; i < ODD_K; i++)
+			matrix_set(&m, r * ODD_K + i, odd_unit(r, i, dtype));
+	for (unsigned r = 0; r < ODD_ROWS; r++) {
+		const float *x = m.x + r * ODD_K;
+		struct eq_quant_tensor row = m.t;
+		uint64_t outliers, n = 5 * ODD_K;
+		uint16_t alone;
+		double l1, j, least;
+
+		/* as a part of a tensor of five such rows: their sum is finite */
+		row.w = (const uint8_t *)m.t.w + r * ODD_K * eq_quant_unit(dtype);
+		row.rows = 1;
+		assert_int_equal(eq_quant_l1(&row, NULL, &l1, &(bool){ 0 }), 0);
+		l1 = l1 > 0 ? 5 * l1 : 1;
+		assert_int_equal(eq_quant_search(&row, format, lambda, l1, n, NULL, &alone), 0);
+		j = objective(x, ODD_K, format, lambda, l1, n, scale_of(alone), &outliers);
+		least = least_of_all(x, format, lambda, l1, n);
+		assert_int_equal(outliers, 0);
+		if (j > least * (1 + 1e-9))
+			fail_msg("dtype %d, format %d, lambda %g, row %u: %.12g with scale %04x, least %.12g",
+				 dtype, format, lambda, r, j, alone, least);
+	}
+	matrix_free(&m);
+}
+
+static void test_every_scale(void **state)
+{
+	static const double lambdas[] = { 0, 0.3, 3.9, 58, 1e5 };
+
+	(void)state;
+	for (int f = 0; f < 2; f++)
+		for (int d = 0; d < 3; d++)
+			for (int l = 0; l < 5; l++)
+				check_all(dtypes[d], formats[f], lambdas[l]);
+}
+
+/* What a row's scale is does not depend on the rows before, of any kind. */
+static void check_hints(int dtype, enum eq_qformat format, double mean)
+{
+	double l1 = mean * ODD_ROWS * ODD_K;
+	struct matrix m;
+
+	matrix_make(&m, dtype, ODD_ROWS, ODD_K, GAUSS, 1);
+	for (unsigned u = 0; u < ODD_ROWS * ODD_K; u++)
+		matrix_set(&m, u, odd_unit(u / ODD_K * 5 % ODD_ROWS, u % ODD_K, dtype));
+	assert_int_equal(eq_quant_search(&m.t, format, 3.9, l1, ODD_ROWS * ODD_K, NULL, m.scale), 0);
+	for (unsigned r = 0; r < ODD_ROWS; r++) {
+		struct eq_quant_tensor row = m.t;
+		uint16_t alone;
+
+		row.w = (const uint8_t *)m.t.w + r * ODD_K * eq_quant_unit(dtype);
+		row.rows = 1;
+		assert_int_equal(eq_quant_search(&row, format, 3.9, l1, ODD_ROWS * ODD_K, NULL,
+						 &alone), 0);
+		assert_int_equal(alone, m.scale[r]);
+	}
+	matrix_free(&m);
+}
+
+static void test_hints(void **state)
+{
+	static const double means[] = { 1e-38, 1e-7, 1e-3, 0.02, 0.5, 1e3, 1e37 };
+
+	(void)state;
+	for (int i = 0; i < 7; i++)
+		for (int d = 0; d < 3; d++)
+			for (int f = 0; f < 2; f++)
+				check_hints(dtypes[d], formats[f], means[i]);
 }
 
 /* int8: a few huge units are kept, they do not set the scale of their row. */
@@ -297,6 +421,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_search),
+		cmocka_unit_test(test_every_scale),
+		cmocka_unit_test(test_hints),
 		cmocka_unit_test(test_int8_outliers),
 		cmocka_unit_test(test_gauss),
 		cmocka_unit_test(test_sample_rows),
