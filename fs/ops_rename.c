@@ -100,8 +100,8 @@ static int exchange(struct side *from, struct side *to)
 
 	if (!to->there)
 		return -ENOENT;
-	if (from->f.archive != to->f.archive)
-		return -EINVAL;
+	if (from->f.archive != to->f.archive) /* encoded meanwhile: the kernel tries again */
+		return -ESTALE;
 	if (from->f.archive)
 		return rename_disk(from, to, true, RENAME_EXCHANGE);
 	rc = S_ISREG(from->f.st.st_mode) ? eq_name_bury(from->dir->fd, from->name) : 0;
@@ -155,17 +155,13 @@ static int do_rename(struct eq_fs *fs, struct side *from, struct side *to, unsig
 	return 0;
 }
 
-/* An archive cannot have a name as long as a plain file can. */
-static int restore_for_name(struct eq_fs *fs, struct eq_node *dir, const char *name,
-			    const char *newname)
+/* Make the name a plain file's, if it is an archive's. */
+static int restore_at(struct eq_fs *fs, struct eq_node *dir, const char *name)
 {
-	char archive[NAME_MAX + 1];
 	struct eq_node *n = NULL;
 	struct eq_found f;
 	int rc = 0;
 
-	if (strlen(newname) > NAME_MAX || eq_name_archive(newname, archive) == 0)
-		return 0;
 	pthread_rwlock_rdlock(&fs->names);
 	if (eq_name_stat(dir->fd, name, &f) == 0 && f.archive)
 		n = eq_node_find(&fs->nodes, &f);
@@ -180,6 +176,22 @@ static int restore_for_name(struct eq_fs *fs, struct eq_node *dir, const char *n
 	return rc;
 }
 
+/* An archive cannot have a name as long as a plain file can, nor change places with what
+ * is none. */
+static int restore_for(struct eq_fs *fs, const struct side *from, const struct side *to,
+		       unsigned flags)
+{
+	char archive[NAME_MAX + 1];
+	struct eq_found a, b;
+
+	if (strlen(to->name) <= NAME_MAX && eq_name_archive(to->name, archive))
+		return restore_at(fs, from->dir, from->name);
+	if (!(flags & RENAME_EXCHANGE) || eq_name_stat(from->dir->fd, from->name, &a) ||
+	    eq_name_stat(to->dir->fd, to->name, &b) || a.archive == b.archive)
+		return 0;
+	return a.archive ? restore_at(fs, from->dir, from->name) : restore_at(fs, to->dir, to->name);
+}
+
 void eq_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,
 		  const char *newname, unsigned int flags)
 {
@@ -192,7 +204,7 @@ void eq_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_
 		eq_reply(req, -EINVAL);
 		return;
 	}
-	rc = restore_for_name(fs, from.dir, name, newname);
+	rc = restore_for(fs, &from, &to, flags);
 	if (!rc) {
 		pthread_rwlock_wrlock(&fs->names);
 		rc = do_rename(fs, &from, &to, flags);

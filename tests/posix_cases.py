@@ -526,6 +526,43 @@ def case_locks(p):
     os.close(fd)
 
 
+def case_description_locks(p):
+    """Locks of open file descriptions (F_OFD_SETLK) are their own, in one process, too."""
+    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 10, 20, 0)
+    a, b = os.open(p.put("f"), os.O_RDWR), os.open(p("f"), os.O_RDWR)
+    fcntl.fcntl(a, 37, lock)
+    with raises(errno.EAGAIN):
+        fcntl.fcntl(b, 37, lock)
+    fcntl.fcntl(b, 37, struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 30, 20, 0))
+    got = struct.unpack("hhqqi4x", fcntl.fcntl(b, 36, lock)) # F_OFD_GETLK
+    assert got[0] == fcntl.F_WRLCK and got[2:] == (10, 20, -1), got
+    os.close(os.dup(a)) # not dropped by that
+    with raises(errno.EAGAIN):
+        fcntl.fcntl(b, 37, lock)
+    os.close(a)
+    fcntl.fcntl(b, 37, lock)
+    os.close(b)
+
+
+def case_copies_of_models(p):
+    """However the kernel copies, a model that was encoded comes out whole."""
+    data = read(saved(9))
+    p.put("m", data)
+    p.settle("m")
+    src = os.open(p("m"), os.O_RDONLY)
+    for name, copy in (("range", os.copy_file_range), ("send", lambda i, o, n, at, _: os.sendfile(o, i, at, n))):
+        dst, at = os.open(p(name), os.O_RDWR | os.O_CREAT), 0
+        while at < len(data):
+            at += copy(src, dst, len(data) - at, at, None)
+        assert copy(src, dst, 4096, at, None) == 0
+        os.close(dst)
+        assert read(p(name)) == data
+    with mmap.mmap(src, 0, prot=mmap.PROT_READ) as shared:
+        assert shared[:] == data
+    assert os.lseek(src, 5, os.SEEK_DATA) == 5 and os.lseek(src, 5, os.SEEK_HOLE) == len(data)
+    os.close(src)
+
+
 def case_statfs(p):
     st = os.statvfs(p())
     assert st.f_namemax == 255 and 0 < st.f_bavail <= st.f_blocks and st.f_bsize >= 512
