@@ -12,10 +12,9 @@
 
 #include "codec_util.h"
 #include "coding.h"
-#include "cpu.h"
 #include "eqcodec.h"
 #include "fuzz_util.h"
-#include "kernels.h"
+#include "kernels_util.h"
 
 struct eq_fuzz_head {
 	uint8_t codec, unit, transform, dtype, scale_dtype, zero;
@@ -25,42 +24,19 @@ static_assert(sizeof(struct eq_fuzz_head) == 16, "head");
 
 #define TEAM 3
 #define UNITS_MAX 8192
-#define ISAS_MAX 4
 
-/* One back end an instruction set, the scalar one first. */
-static struct eq_kernels kernels[ISAS_MAX];
-static struct eq_backend backend[ISAS_MAX];
+/* One back end for each table of kernels, the scalar one first. */
+static struct named_kernels kernels[KERNELS_MAX];
+static struct eq_backend backend[KERNELS_MAX];
 static unsigned n_backends;
-
-static void backend_add(void (*init)(struct eq_kernels *k))
-{
-	struct eq_kernels *k = &kernels[n_backends];
-
-	eq_kernels_init_c(k);
-	if (init)
-		init(k);
-	backend[n_backends] = *eq_backend_cpu();
-	backend[n_backends++].ctx = k;
-}
 
 static void backends_init(void)
 {
-	unsigned flags = eq_cpu_flags(NULL);
-
-	backend_add(NULL);
-#ifdef HAVE_AVX2
-	if (flags & EQ_CPU_AVX2)
-		backend_add(eq_kernels_init_avx2);
-#endif
-#ifdef HAVE_AVX512
-	if (flags & EQ_CPU_AVX512)
-		backend_add(eq_kernels_init_avx512);
-#endif
-#ifdef HAVE_NEON
-	if (flags & EQ_CPU_NEON)
-		backend_add(eq_kernels_init_neon);
-#endif
-	(void)flags;
+	n_backends = all_kernels(kernels);
+	for (unsigned i = 0; i < n_backends; i++) {
+		backend[i] = *eq_backend_cpu();
+		backend[i].ctx = &kernels[i].k;
+	}
 }
 
 /* A copy of the chunk that ends with EQ_SLACK bytes of `slack` and, for the

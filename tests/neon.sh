@@ -6,7 +6,11 @@
 set -eu
 cc=aarch64-linux-gnu-gcc
 qemu=$(command -v qemu-aarch64 || command -v qemu-aarch64-static) &&
-	command -v $cc >/dev/null || { echo "no $cc or no qemu-aarch64"; exit 77; }
+	command -v $cc >/dev/null || {
+	echo "no $cc or no qemu-aarch64"
+	case ,${EQFS_TEST_REQUIRE-}, in *,neon,*) exit 1 ;; esac
+	exit 77
+}
 top=${top_srcdir:?}
 T=$(mktemp -d)
 trap 'rm -rf "$T"' EXIT
