@@ -12,21 +12,26 @@
 #define INLINE static inline __attribute__((always_inline))
 #define VECTORS (EQ_LANES / 4)
 
+/* Words of a set m of lanes that come before lane i's, and such things for all 16
+ * sets. */
+#define RANK(m, i) __builtin_popcount((m) & ((1u << (i)) - 1))
+#define SETS4(f, m) f(m), f(m + 1), f(m + 2), f(m + 3)
+#define SETS16(f) SETS4(f, 0u), SETS4(f, 4u), SETS4(f, 8u), SETS4(f, 12u)
+
+/* ---- decoding -------------------------------------------------------------- */
+
 /* Bytes of the new state i when the set of lanes m takes words: bytes 0 to 15
  * are the states before, 16 and up the words. A lane that takes one moves its
  * own 16 bits up and finds its word behind those of the lanes below. */
-#define WORD(m, i) (16 + 2 * __builtin_popcount((m) & ((1u << (i)) - 1)))
+#define WORD(m, i) (16 + 2 * RANK(m, i))
 #define TAKES(m, i, a, b) (uint8_t)((m) >> (i) & 1 ? (a) : (b))
 #define LANE(m, i)                                                             \
 	TAKES(m, i, WORD(m, i), 4 * (i)), TAKES(m, i, WORD(m, i) + 1, 4 * (i) + 1), \
 		TAKES(m, i, 4 * (i), 4 * (i) + 2),                             \
 		TAKES(m, i, 4 * (i) + 1, 4 * (i) + 3)
 #define MOVES(m) { LANE(m, 0), LANE(m, 1), LANE(m, 2), LANE(m, 3) }
-#define MOVES4(m) MOVES(m), MOVES(m + 1), MOVES(m + 2), MOVES(m + 3)
 
-static const uint8_t moves[16][16] __attribute__((aligned(64))) = {
-	MOVES4(0u), MOVES4(4u), MOVES4(8u), MOVES4(12u)
-};
+static const uint8_t moves[16][16] __attribute__((aligned(64))) = { SETS16(MOVES) };
 
 /* The table entries of four states. */
 INLINE uint32x4_t load4(const uint32_t *slot, uint32x4_t index)
@@ -122,10 +127,80 @@ static void rans_decode_neon(struct eq_rans_dec *const *dec, uint8_t *const *out
 		decode_k(dec, out, groups, 1);
 }
 
+/* ---- encoding -------------------------------------------------------------- */
+
+/* Shuffle that moves the words of the lanes of a set, in order, to the top of a
+ * vector of 4: what is below does not matter. */
+#define PLACE(m, i) (4 - RANK(m, 4) + RANK(m, i))
+#define GIVE(m, i)                                                             \
+	((m) >> (i) & 1 ? (UINT64_C(0x100) + 0x202 * (i)) << 16 * PLACE(m, i) : 0)
+#define GIVES(m) GIVE(m, 0) | GIVE(m, 1) | GIVE(m, 2) | GIVE(m, 3)
+
+static const uint64_t gives[16] __attribute__((aligned(64))) = { SETS16(GIVES) };
+
+/* x / f, or one less: the high halves of the products. */
+INLINE uint32x4_t divide(uint32x4_t x, uint32x4_t rcp)
+{
+	uint64x2_t low = vmull_u32(vget_low_u32(x), vget_low_u32(rcp));
+
+	return vuzp2q_u32(vreinterpretq_u32_u64(low),
+			  vreinterpretq_u32_u64(vmull_high_u32(x, rcp)));
+}
+
+/* One step of 4 lanes, with every fourth symbol from `sym`. The words go below
+ * *top. *least: the least of what was found in the table. */
+INLINE uint32x4_t encode_step(const struct eq_rans_enc *enc, uint32x4_t x,
+			      const uint8_t *sym, uint16_t **top, uint32x4_t *least)
+{
+	/* Sums to 8 times the set, and 256 times the bytes given. */
+	static const uint32_t weights[4] = { 0x208, 0x210, 0x220, 0x240 };
+	uint32x4_t a = vreinterpretq_u32_u64(
+		(uint64x2_t){ enc->entry[sym[0]], enc->entry[sym[4]] });
+	uint32x4_t b = vreinterpretq_u32_u64(
+		(uint64x2_t){ enc->entry[sym[8]], enc->entry[sym[12]] });
+	uint32x4_t fs = vuzp2q_u32(a, b), f = vandq_u32(fs, vdupq_n_u32(0xffff));
+	uint32x4_t due = vcgeq_u32(x, vshlq_n_u32(f, 20)), q, rest;
+	uint32_t sum = vaddvq_u32(vandq_u32(due, vld1q_u32(weights)));
+	uint8x8_t words = vreinterpret_u8_u16(vmovn_u32(x));
+
+	*least = vminq_u32(*least, fs);
+	words = vtbl1_u8(words, vcreate_u8(gives[(sum & 0xff) / 8]));
+	vst1_u8((uint8_t *)(*top - 4), words);
+	*top -= sum / 512;
+	x = vbslq_u32(due, vshrq_n_u32(x, 16), x);
+	q = divide(x, vuzp1q_u32(a, b));
+	rest = vmlsq_u32(x, q, f);
+	x = vaddq_u32(vaddq_u32(vshlq_n_u32(q, 12), rest), vshrq_n_u32(fs, 16));
+	return vaddq_u32(x, vandq_u32(vcgeq_u32(rest, f),
+				      vsubq_u32(vdupq_n_u32(EQ_PROB_SIZE), f)));
+}
+
+static uint16_t *rans_encode_neon(const struct eq_rans_enc *enc, uint32_t x[32],
+				  const uint8_t *sym, size_t groups, uint16_t *top)
+{
+	uint32x4_t v[VECTORS], least = vdupq_n_u32(UINT32_MAX);
+
+	for (unsigned i = 0; i < VECTORS; i++)
+		v[i] = vld1q_u32(x + 4 * i);
+	for (sym += groups * EQ_GROUP; groups; groups--) {
+		sym -= EQ_GROUP;
+		for (unsigned t = 4; t-- > 0;) {
+#pragma GCC unroll 8
+			for (unsigned i = VECTORS; i-- > 0;)
+				v[i] = encode_step(enc, v[i], sym + 16 * i + t, &top,
+						   &least);
+		}
+	}
+	for (unsigned i = 0; i < VECTORS; i++)
+		vst1q_u32(x + 4 * i, v[i]);
+	return vminvq_u32(least) ? top : NULL;
+}
+
 void eq_kernels_init_neon(struct eq_kernels *k)
 {
 	k->isa = "neon";
 	k->streams = 2;
 	k->rans_decode = rans_decode_neon;
+	k->rans_encode = rans_encode_neon;
 	eq_split_init_neon(k);
 }
