@@ -64,23 +64,28 @@ static void lut_f32_c(const float value[256], float scale, uint32_t lut[256])
 		lut[s] = float_bits(value[s] * scale);
 }
 
-static void map16_c(const uint8_t *sym, size_t n, const uint16_t lut[256],
-		    void *out)
-{
-	uint8_t *o = out;
+/* Symbols are loaded eight at once: each look-up is a load, a store as well. */
+#define EQ_MAP(name, type)                                                     \
+	void name(const uint8_t *sym, size_t n, const type lut[256], void *out) \
+	{                                                                      \
+		uint8_t *o = out;                                              \
+		size_t i = 0;                                                  \
+                                                                               \
+		for (; i + 8 <= n; i += 8) {                                   \
+			uint64_t v;                                            \
+                                                                               \
+			memcpy(&v, sym + i, 8);                                \
+			_Pragma("GCC unroll 8")                                \
+			for (unsigned b = 0; b < 8; b++, v >>= 8)              \
+				memcpy(o + sizeof(type) * (i + b),             \
+				       &lut[(uint8_t)v], sizeof(type));        \
+		}                                                              \
+		for (; i < n; i++)                                             \
+			memcpy(o + sizeof(type) * i, &lut[sym[i]], sizeof(type)); \
+	}
 
-	for (size_t i = 0; i < n; i++)
-		memcpy(o + 2 * i, &lut[sym[i]], 2);
-}
-
-static void map32_c(const uint8_t *sym, size_t n, const uint32_t lut[256],
-		    void *out)
-{
-	uint8_t *o = out;
-
-	for (size_t i = 0; i < n; i++)
-		memcpy(o + 4 * i, &lut[sym[i]], 4);
-}
+EQ_MAP(eq_map16_c, uint16_t)
+static EQ_MAP(map32_c, uint32_t)
 
 static size_t pair_map16_c(const uint8_t *pair, size_t blocks,
 			   const uint16_t lut[16], void *out)
@@ -105,7 +110,7 @@ void eq_dequant_init_c(struct eq_kernels *k)
 	k->lut_bf16 = lut_bf16_c;
 	k->lut_f16 = lut_f16_c;
 	k->lut_f32 = lut_f32_c;
-	k->map16 = map16_c;
+	k->map16 = eq_map16_c;
 	k->map32 = map32_c;
 	k->pair_map16 = pair_map16_c;
 }

@@ -112,6 +112,7 @@ void eq_split_c(const void *units, size_t from, size_t n, bool rotate,
 		uint8_t *const *plane, unsigned unit);
 void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
 		void *units, unsigned unit);
+void eq_map16_c(const uint8_t *sym, size_t n, const uint16_t lut[256], void *out);
 
 /* Parts of the tables, by source file. */
 void eq_split_init_c(struct eq_kernels *k);

@@ -17,9 +17,11 @@ static uint16_t rotr16(uint16_t x)
 	return (uint16_t)(x >> 1 | x << 15);
 }
 
+#define INLINE static inline __attribute__((always_inline))
+
 /* Units of any size: the 16 high bits apart, then the bytes below them. */
-void eq_split_c(const void *units, size_t from, size_t n, bool rotate,
-		uint8_t *const *plane, unsigned unit)
+INLINE void split_units(const void *units, size_t from, size_t n, bool rotate,
+			uint8_t *const *plane, const unsigned unit)
 {
 	const uint8_t *in = (const uint8_t *)units + from * unit;
 
@@ -36,8 +38,8 @@ void eq_split_c(const void *units, size_t from, size_t n, bool rotate,
 	}
 }
 
-void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
-		void *units, unsigned unit)
+INLINE void merge_units(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
+			void *units, const unsigned unit)
 {
 	uint8_t *out = (uint8_t *)units + from * unit;
 
@@ -52,16 +54,35 @@ void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
 	}
 }
 
+void eq_split_c(const void *units, size_t from, size_t n, bool rotate,
+		uint8_t *const *plane, unsigned unit)
+{
+	split_units(units, from, n, rotate, plane, unit);
+}
+
+void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
+		void *units, unsigned unit)
+{
+	merge_units(plane, from, n, rotate, units, unit);
+}
+
+/* A byte may alias the pointers to the planes; these it does not. */
 #define EQ_SPLIT_MERGE(bits, unit)                                             \
 	static void split##bits##_c(const void *units, size_t n, bool rotate,  \
 				    uint8_t *const *plane)                     \
 	{                                                                      \
-		eq_split_c(units, 0, n, rotate, plane, unit);                  \
+		uint8_t *p[unit];                                              \
+                                                                               \
+		memcpy(p, plane, sizeof(p));                                   \
+		split_units(units, 0, n, rotate, p, unit);                     \
 	}                                                                      \
 	static void merge##bits##_c(const uint8_t *const *plane, size_t n,     \
 				    bool rotate, void *units)                  \
 	{                                                                      \
-		eq_merge_c(plane, 0, n, rotate, units, unit);                  \
+		const uint8_t *p[unit];                                        \
+                                                                               \
+		memcpy(p, plane, sizeof(p));                                   \
+		merge_units(p, 0, n, rotate, units, unit);                     \
 	}
 
 EQ_SPLIT_MERGE(16, 2)

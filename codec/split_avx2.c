@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Byte planes, pairs of nibbles and tables of values with AVX2. */
 #include <immintrin.h>
-#include <string.h>
 
 #include "kernels.h"
 
@@ -143,6 +142,92 @@ static void split32_avx2(const void *units, size_t n, bool rotate,
 			store(plane[j] + i, _mm256_permutevar8x32_epi32(v[j], order));
 	}
 	eq_split_c(units, i, n, rotate, plane, 4);
+}
+
+/* 16 bytes from p and 16 from p + 8 * 16: units 2i, 2i + 1 and 16 units on. */
+INLINE __m256i load_apart(const uint8_t *p)
+{
+	return _mm256_inserti128_si256(
+		_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)p)),
+		_mm_loadu_si128((const __m128i *)(const void *)(p + 128)), 1);
+}
+
+INLINE void store_apart(uint8_t *p, __m256i v)
+{
+	_mm_storeu_si128((__m128i *)(void *)p, _mm256_castsi256_si128(v));
+	_mm_storeu_si128((__m128i *)(void *)(p + 128), _mm256_extracti128_si256(v, 1));
+}
+
+/* In each half a matrix of 8 vectors of 8 numbers of 16 bits: rows to columns. */
+INLINE void transpose16(__m256i v[8])
+{
+	__m256i a[8], b[8];
+
+	for (unsigned i = 0; i < 4; i++) {
+		a[i] = _mm256_unpacklo_epi16(v[2 * i], v[2 * i + 1]);
+		a[4 + i] = _mm256_unpackhi_epi16(v[2 * i], v[2 * i + 1]);
+	}
+	for (unsigned i = 0; i < 8; i += 4) {
+		b[i] = _mm256_unpacklo_epi32(a[i], a[i + 1]);
+		b[i + 1] = _mm256_unpackhi_epi32(a[i], a[i + 1]);
+		b[i + 2] = _mm256_unpacklo_epi32(a[i + 2], a[i + 3]);
+		b[i + 3] = _mm256_unpackhi_epi32(a[i + 2], a[i + 3]);
+	}
+	for (unsigned i = 0; i < 8; i += 2) {
+		unsigned j = i / 4 * 4 + i / 2 % 2;
+
+		v[i] = _mm256_unpacklo_epi64(b[j], b[j + 2]);
+		v[i + 1] = _mm256_unpackhi_epi64(b[j], b[j + 2]);
+	}
+}
+
+/* Bytes of the same weight of two units together; then 8 such pairs a plane. */
+static void split64_avx2(const void *units, size_t n, bool rotate,
+			 uint8_t *const *plane)
+{
+	const __m256i by_byte = broadcast16((const uint8_t[16]){
+		7, 15, 6, 14, 5, 13, 4, 12, 3, 11, 2, 10, 1, 9, 0, 8 });
+	const uint8_t *in = units;
+	size_t i = 0;
+
+	for (; i + 32 <= n; i += 32) {
+		__m256i v[8];
+
+		for (unsigned j = 0; j < 8; j++) {
+			v[j] = load_apart(in + 8 * i + 16 * j);
+			if (rotate)
+				v[j] = _mm256_blend_epi16(v[j], rotl16(v[j]), 0x88);
+			v[j] = _mm256_shuffle_epi8(v[j], by_byte);
+		}
+		transpose16(v);
+		for (unsigned j = 0; j < 8; j++)
+			store(plane[j] + i, v[j]);
+	}
+	eq_split_c(units, i, n, rotate, plane, 8);
+}
+
+static void merge64_avx2(const uint8_t *const *plane, size_t n, bool rotate,
+			 void *units)
+{
+	const __m256i by_unit = broadcast16((const uint8_t[16]){
+		14, 12, 10, 8, 6, 4, 2, 0, 15, 13, 11, 9, 7, 5, 3, 1 });
+	uint8_t *out = units;
+	size_t i = 0;
+
+	for (; i + 32 <= n; i += 32) {
+		__m256i v[8];
+
+		for (unsigned j = 0; j < 8; j++)
+			v[j] = load(plane[j] + i);
+		transpose16(v);
+		for (unsigned j = 0; j < 8; j++) {
+			v[j] = _mm256_shuffle_epi8(v[j], by_unit);
+			if (rotate)
+				v[j] = _mm256_blend_epi16(v[j], rotr16(v[j]), 0x88);
+			store_apart(out + 8 * i + 16 * j, v[j]);
+		}
+	}
+	eq_merge_c(plane, i, n, rotate, units, 8);
 }
 
 /* How many bytes of both are 15. */
@@ -324,14 +409,21 @@ INLINE unsigned rows_of(const uint8_t *sym, size_t n)
 	return (uint16_t)(set | set >> 16);
 }
 
+/* To look up in more rows takes longer than to load one by one. */
+#define MAP_ROWS 8
+
 static void map16_avx2(const uint8_t *sym, size_t n, const uint16_t lut[256], void *out)
 {
-	__m256i low[16], high[16], v[2];
-	uint8_t number[16], *o = out;
-	unsigned rows = 0;
+	__m256i low[MAP_ROWS], high[MAP_ROWS], v[2];
+	uint8_t number[MAP_ROWS], *o = out;
+	unsigned set = rows_of(sym, n / 32 * 32), rows = 0;
 	size_t i = 0;
 
-	for (unsigned set = rows_of(sym, n / 32 * 32); set; set &= set - 1) {
+	if (__builtin_popcount(set) > MAP_ROWS) {
+		eq_map16_c(sym, n, lut, out);
+		return;
+	}
+	for (; set; set &= set - 1) {
 		unsigned r = (unsigned)__builtin_ctz(set);
 
 		table_bytes(lut + 16 * r, &low[rows], &high[rows]);
@@ -351,8 +443,7 @@ static void map16_avx2(const uint8_t *sym, size_t n, const uint16_t lut[256], vo
 		store(o + 2 * i, v[0]);
 		store(o + 2 * i + 32, v[1]);
 	}
-	for (; i < n; i++)
-		memcpy(o + 2 * i, &lut[sym[i]], 2);
+	eq_map16_c(sym + i, n - i, lut, o + 2 * i);
 }
 
 static void lut_f32_avx2(const float value[256], float scale, uint32_t lut[256])
@@ -387,6 +478,17 @@ static void lut_bf16_avx2(const float value[256], float scale, uint16_t lut[256]
 	}
 }
 
+/* The conversion rounds to nearest even, keeps subnormals and makes a NaN quiet,
+ * as the scalar one does. */
+static void lut_f16_avx2(const float value[256], float scale, uint16_t lut[256])
+{
+	for (unsigned i = 0; i < 256; i += 8)
+		_mm_storeu_si128((__m128i *)(void *)(lut + i),
+				 _mm256_cvtps_ph(_mm256_mul_ps(_mm256_loadu_ps(value + i),
+							       _mm256_set1_ps(scale)),
+						 _MM_FROUND_TO_NEAREST_INT));
+}
+
 void eq_split_init_avx2(struct eq_kernels *k)
 {
 	k->pair_expand = pair_expand_avx2;
@@ -395,9 +497,12 @@ void eq_split_init_avx2(struct eq_kernels *k)
 	k->pair_pack = pair_pack_avx2;
 	k->split[1] = split16_avx2;
 	k->split[2] = split32_avx2;
+	k->split[3] = split64_avx2;
 	k->merge[1] = merge16_avx2;
 	k->merge[2] = merge32_avx2;
+	k->merge[3] = merge64_avx2;
 	k->lut_bf16 = lut_bf16_avx2;
+	k->lut_f16 = lut_f16_avx2;
 	k->lut_f32 = lut_f32_avx2;
 	k->map16 = map16_avx2;
 }
