@@ -150,8 +150,7 @@ static int check_unchanged(struct eq_encoder *e)
 
 	if (fstat(e->fd, &now))
 		return eq_encode_fail(e, -errno);
-	if (now.st_size != e->stat.st_size || now.st_mtim.tv_sec != e->stat.st_mtim.tv_sec ||
-	    now.st_mtim.tv_nsec != e->stat.st_mtim.tv_nsec)
+	if (now.st_size != e->stat.st_size || eq_time_compare(&now.st_mtim, &e->stat.st_mtim))
 		return eq_fail(e->err, -EBUSY, "%s: changed while it was read", e->name);
 	return 0;
 }

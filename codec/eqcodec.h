@@ -174,6 +174,16 @@ const char *eq_cpu_isa(void);
 /* Chunks of a tensor that its decoder is fastest with when it gets them together. */
 unsigned eq_cpu_streams(void);
 
+/* ---- times ---------------------------------------------------------------- */
+
+/* Less than 0, 0 or more, as a is before b, the same, or after it. */
+static inline int eq_time_compare(const struct timespec *a, const struct timespec *b)
+{
+	if (a->tv_sec != b->tv_sec)
+		return a->tv_sec < b->tv_sec ? -1 : 1;
+	return (a->tv_nsec > b->tv_nsec) - (a->tv_nsec < b->tv_nsec);
+}
+
 /* ---- archives: reading --------------------------------------------------- */
 
 struct eq_archive; /* shared by threads freely once open */

@@ -85,16 +85,11 @@ static int shrink_compare(struct shrink *s, const struct eq_run *run)
 	return rc;
 }
 
-static bool same_time(const struct timespec *a, const struct timespec *b)
-{
-	return a->tv_sec == b->tv_sec && a->tv_nsec == b->tv_nsec;
-}
-
 /* Is this what we have opened, with what was in it then? */
 static bool unchanged(const struct shrink *s, const struct stat *st)
 {
 	return st->st_dev == s->st.st_dev && st->st_ino == s->st.st_ino &&
-	       st->st_size == s->st.st_size && same_time(&st->st_mtim, &s->st.st_mtim);
+	       st->st_size == s->st.st_size && eq_time_compare(&st->st_mtim, &s->st.st_mtim) == 0;
 }
 
 /* Is NAME still the file that we encoded? The time of change shows a write after which
@@ -105,7 +100,8 @@ static int shrink_recheck(struct shrink *s, struct stat *now)
 
 	if (fstat(s->fd, now) || fstatat(s->dirfd, s->name, &at, AT_SYMLINK_NOFOLLOW))
 		return failed(s, -EBUSY, "it went away");
-	if (!unchanged(s, &at) || !unchanged(s, now) || !same_time(&now->st_ctim, &s->st.st_ctim))
+	if (!unchanged(s, &at) || !unchanged(s, now) ||
+	    eq_time_compare(&now->st_ctim, &s->st.st_ctim))
 		return failed(s, -EBUSY, "it changed meanwhile");
 	if (now->st_nlink > 1)
 		return eq_fail(s->err, -EMLINK, "%s: has hard links", s->name);

@@ -42,8 +42,7 @@ static struct eq_arc *find(struct eq_arcs *s, const struct stat *st)
 
 	for (p = &s->list; (a = *p); p = &a->next)
 		if (a->ino == st->st_ino && a->dev == st->st_dev && a->size == st->st_size &&
-		    a->mtim.tv_sec == st->st_mtim.tv_sec &&
-		    a->mtim.tv_nsec == st->st_mtim.tv_nsec) {
+		    eq_time_compare(&a->mtim, &st->st_mtim) == 0) {
 			*p = a->next;
 			a->next = s->list;
 			s->list = a;

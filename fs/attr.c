@@ -54,8 +54,8 @@ static bool user_mtime(const struct eq_node *n, struct timespec *out)
 
 static bool meta_fits(const struct eq_meta *m, const struct stat *st)
 {
-	return m->known && m->stored == st->st_size && m->ctim.tv_sec == st->st_ctim.tv_sec &&
-	       m->ctim.tv_nsec == st->st_ctim.tv_nsec;
+	return m->known && m->stored == st->st_size &&
+	       eq_time_compare(&m->ctim, &st->st_ctim) == 0;
 }
 
 /* 0 or -errno. */

@@ -122,11 +122,6 @@ static bool queue_del(struct eq_compact *c, struct eq_node *n)
 	return true;
 }
 
-static bool later(const struct timespec *a, const struct timespec *b)
-{
-	return a->tv_sec > b->tv_sec || (a->tv_sec == b->tv_sec && a->tv_nsec > b->tv_nsec);
-}
-
 /* Due `delay` seconds from now. Returns whether it was queued before. */
 static bool queue_add(struct eq_compact *c, struct eq_node *n, double delay)
 {
@@ -148,7 +143,7 @@ static bool queue_add(struct eq_compact *c, struct eq_node *n, double delay)
 		n->due.tv_sec++;
 		n->due.tv_nsec -= 1000000000;
 	}
-	for (at = c->last; at && later(&at->due, &n->due); at = at->queue_prev)
+	for (at = c->last; at && eq_time_compare(&at->due, &n->due) > 0; at = at->queue_prev)
 		;
 	n->queue_prev = at;
 	n->queue_next = at ? at->queue_next : c->first;
@@ -228,8 +223,12 @@ int eq_writer_begin(struct eq_fs *fs, struct eq_node *n)
 	if (n->swapped) {
 		rc = -ESTALE;
 	} else {
-		if (n->writers++ == 0 && fstat(n->fd, &n->before))
-			memset(&n->before, 0, sizeof(n->before));
+		if (n->writers++ == 0) {
+			if (fstat(n->fd, &n->counted))
+				memset(&n->counted, 0, sizeof(n->counted));
+			n->unwritten = (struct eq_version){ n->counted.st_size,
+							    n->counted.st_mtim };
+		}
 		free(n->reason);
 		n->reason = NULL;
 	}
@@ -250,7 +249,7 @@ void eq_writer_end(struct eq_fs *fs, struct eq_node *n)
 	if (--n->writers == 0 && fstat(n->fd, &now) == 0) {
 		nameless = now.st_nlink == 0;
 		if (!nameless)
-			eq_stats_store(&fs->stats, &n->before, &now);
+			eq_stats_store(&fs->stats, &n->counted, &now);
 	}
 	pthread_mutex_unlock(&n->lock);
 	if (nameless) /* it is written in vain, or linked, and seen, later */
@@ -500,13 +499,13 @@ static void *worker(void *arg)
 	while (!c->stop) {
 		n = c->first;
 		clock_gettime(CLOCK_MONOTONIC, &now);
-		if (c->drain && (!n || later(&n->due, &now)))
+		if (c->drain && (!n || eq_time_compare(&n->due, &now) > 0))
 			break;
 		if (!n) {
 			pthread_cond_wait(&c->wake, &c->lock);
 			continue;
 		}
-		if (later(&n->due, &now)) {
+		if (eq_time_compare(&n->due, &now) > 0) {
 			now = n->due; /* n may be gone when we wake up */
 			pthread_cond_timedwait(&c->wake, &c->lock, &now);
 			continue;

@@ -65,7 +65,7 @@ static struct eq_hot_copy *find(struct eq_hot *h, const struct eq_arc *a)
 
 	for (c = h->first; c; c = c->next)
 		if (c->ino == a->ino && c->dev == a->dev && c->stored == a->size &&
-		    c->mtim.tv_sec == a->mtim.tv_sec && c->mtim.tv_nsec == a->mtim.tv_nsec)
+		    eq_time_compare(&c->mtim, &a->mtim) == 0)
 			return c;
 	return NULL;
 }

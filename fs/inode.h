@@ -29,6 +29,12 @@ struct eq_meta {
 	struct timespec mtime;
 };
 
+/* What differs when a file was written. */
+struct eq_version {
+	off_t size;
+	struct timespec mtime;
+};
+
 struct eq_node {
 	mode_t type;            /* S_IFMT part; never changes */
 	int fd;                 /* O_PATH; its number never changes, but a plain file may
@@ -54,7 +60,8 @@ struct eq_node {
 	unsigned writers;       /* of these, for writing */
 	bool outdated;          /* the kernel's cached pages may not be the archive's */
 	bool twice;             /* the kernel has it under two numbers, and caches for each */
-	struct stat before;     /* while there are writers: when the first one came */
+	struct stat counted;    /* while there are writers: what the statistics have of it */
+	struct eq_version unwritten; /* likewise: what it is if none of them writes */
 	bool dirty;             /* written through the mount and not yet encoded */
 	bool swapped;           /* its name now belongs to the archive made of it */
 	bool pinned;            /* dirty nodes hold a reference to themselves */

@@ -90,9 +90,8 @@ static void not_written(struct eq_node *n, const struct timespec *was)
 	if (fstat(n->fd, &now))
 		return;
 	pthread_mutex_lock(&n->lock);
-	if (n->writers && n->before.st_mtim.tv_sec == was->tv_sec &&
-	    n->before.st_mtim.tv_nsec == was->tv_nsec)
-		n->before.st_mtim = now.st_mtim;
+	if (n->writers && eq_time_compare(&n->unwritten.mtime, was) == 0)
+		n->unwritten.mtime = now.st_mtim;
 	pthread_mutex_unlock(&n->lock);
 }
 

@@ -70,8 +70,8 @@ static bool written(struct eq_node *n)
 	if (fstat(n->fd, &now))
 		return true;
 	pthread_mutex_lock(&n->lock);
-	yes = now.st_size != n->before.st_size || now.st_mtim.tv_sec != n->before.st_mtim.tv_sec ||
-	      now.st_mtim.tv_nsec != n->before.st_mtim.tv_nsec;
+	yes = now.st_size != n->unwritten.size ||
+	      eq_time_compare(&now.st_mtim, &n->unwritten.mtime) != 0;
 	pthread_mutex_unlock(&n->lock);
 	return yes;
 }
@@ -121,7 +121,7 @@ static bool unchanged(struct eq_node *n, int fd)
 	if (fstat(fd, &st))
 		return false;
 	pthread_mutex_lock(&n->lock);
-	same = n->seen.tv_sec == st.st_mtim.tv_sec && n->seen.tv_nsec == st.st_mtim.tv_nsec;
+	same = eq_time_compare(&n->seen, &st.st_mtim) == 0;
 	n->seen = st.st_mtim;
 	pthread_mutex_unlock(&n->lock);
 	return same;

@@ -369,7 +369,7 @@ static void count_named(struct eq_fs *fs, struct eq_node *n)
 		return;
 	pthread_mutex_lock(&n->lock);
 	if (n->writers)
-		st = n->before; /* the rest is counted when they are done */
+		st = n->counted; /* the rest is counted when they are done */
 	pthread_mutex_unlock(&n->lock);
 	eq_stats_store(&fs->stats, NULL, &st);
 	eq_dirty_set(fs, n);
@@ -419,7 +419,7 @@ static void count_gone(struct eq_fs *fs, struct eq_node *n)
 		return;
 	pthread_mutex_lock(&n->lock);
 	if (n->writers)
-		st = n->before;
+		st = n->counted;
 	pthread_mutex_unlock(&n->lock);
 	eq_stats_store(&fs->stats, &st, NULL);
 	if (n->archive)

@@ -71,10 +71,7 @@ static int push(struct eq_scan *s, struct eq_node *n)
  * a file make one file's worth. */
 static void count(struct eq_fs *fs, struct stat st)
 {
-	const struct timespec *start = &fs->stats.start;
-
-	if (st.st_ctim.tv_sec > start->tv_sec ||
-	    (st.st_ctim.tv_sec == start->tv_sec && st.st_ctim.tv_nsec >= start->tv_nsec))
+	if (eq_time_compare(&st.st_ctim, &fs->stats.start) >= 0)
 		return;
 	if (st.st_nlink > 1) {
 		st.st_size /= (off_t)st.st_nlink;
