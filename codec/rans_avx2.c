@@ -193,41 +193,48 @@ EQ_DECODE(rans_decode_avx2_gather, true)
 #define GIVES_HALF(m, h)                                                       \
 	GIVE(m, 0, h) | GIVE(m, 1, h) | GIVE(m, 2, h) | GIVE(m, 3, h) |        \
 		GIVE(m, 4, h) | GIVE(m, 5, h) | GIVE(m, 6, h) | GIVE(m, 7, h)
-#define GIVES(m) { GIVES_HALF(m, 0), GIVES_HALF(m, 1) }
+#define GIVES(kept) { GIVES_HALF(255 ^ (kept), 0), GIVES_HALF(255 ^ (kept), 1) }
 
+/* By the set of the other lanes, those that keep theirs. */
 static const uint64_t gives[256][2] __attribute__((aligned(64))) = { SETS256(GIVES) };
 
-INLINE __m128d load_entries(const struct eq_rans_enc *enc, uint8_t a, uint8_t b)
+/* The entries of 8 lanes, where the multiplication wants them. */
+struct found {
+	__m256i even, odd;
+};
+
+INLINE __m256i load_entries(const struct eq_rans_enc *enc, const uint8_t *sym)
 {
-	return _mm_loadh_pd(_mm_load_sd((const double *)(const void *)&enc->entry[a]),
-			    (const double *)(const void *)&enc->entry[b]);
+	const double *entry = (const double *)(const void *)enc->entry;
+	__m128d low = _mm_loadh_pd(_mm_load_sd(entry + sym[0]), entry + sym[8]);
+	__m128d high = _mm_loadh_pd(_mm_load_sd(entry + sym[16]), entry + sym[24]);
+
+	return _mm256_castpd_si256(_mm256_set_m128d(high, low));
 }
 
-/* High 32 bits of the products of 32-bit lanes. */
-INLINE __m256i mulhi(__m256i a, __m256i b)
+/* Of every fourth symbol from `sym`. */
+INLINE struct found find_symbols(const struct eq_rans_enc *enc, const uint8_t *sym)
 {
-	__m256i even = _mm256_mul_epu32(a, b);
-	__m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+	return (struct found){ load_entries(enc, sym), load_entries(enc, sym + 4) };
+}
+
+/* x / f, or one less: high halves of products with the low halves of entries. */
+INLINE __m256i divide(__m256i x, struct found e)
+{
+	__m256i even = _mm256_mul_epu32(x, e.even);
+	__m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(x, 32), e.odd);
 
 	return _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
 }
 
-/* One step of 8 lanes, with every fourth symbol from `sym`. The words go below
- * `top`. *least: the least of what was found in the table. */
-INLINE __m256i encode_step(const struct eq_rans_enc *enc, __m256i x, const uint8_t *sym,
-			   uint16_t **top, __m256i *least)
+/* One step of 8 lanes. The words go below `top`. *least: the least of what was
+ * found in the table. */
+INLINE __m256i encode_step(__m256i x, struct found e, uint16_t **top, __m256i *least)
 {
-	__m256d a = _mm256_set_m128d(load_entries(enc, sym[16], sym[20]),
-				     load_entries(enc, sym[0], sym[4]));
-	__m256d b = _mm256_set_m128d(load_entries(enc, sym[24], sym[28]),
-				     load_entries(enc, sym[8], sym[12]));
-	__m256i rcp = _mm256_castps_si256(_mm256_shuffle_ps(
-		_mm256_castpd_ps(a), _mm256_castpd_ps(b), 0x88));
-	__m256i fs = _mm256_castps_si256(_mm256_shuffle_ps(
-		_mm256_castpd_ps(a), _mm256_castpd_ps(b), 0xdd));
+	__m256i fs = _mm256_blend_epi32(_mm256_srli_epi64(e.even, 32), e.odd, 0xaa);
 	__m256i f = _mm256_and_si256(fs, _mm256_set1_epi32(0xffff));
 	__m256i keep = _mm256_cmpgt_epi32(f, _mm256_srli_epi32(x, 20)), words, q, r;
-	unsigned m = 255 ^ (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(keep));
+	unsigned kept = (unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(keep));
 
 	*least = _mm256_min_epu32(*least, fs);
 	words = _mm256_and_si256(x, _mm256_set1_epi32(0xffff));
@@ -235,11 +242,10 @@ INLINE __m256i encode_step(const struct eq_rans_enc *enc, __m256i x, const uint8
 		(__m128i *)(void *)(*top - 8),
 		_mm_shuffle_epi8(_mm_packus_epi32(_mm256_castsi256_si128(words),
 						  _mm256_extracti128_si256(words, 1)),
-				 _mm_load_si128((const __m128i *)(const void *)gives[m])));
-	*top -= __builtin_popcount(m);
+				 _mm_load_si128((const __m128i *)(const void *)gives[kept])));
+	*top = *top + __builtin_popcount(kept) - 8;
 	x = _mm256_blendv_epi8(_mm256_srli_epi32(x, 16), x, keep);
-	/* The quotient is right or one too small. */
-	q = mulhi(x, rcp);
+	q = divide(x, e);
 	r = _mm256_sub_epi32(x, _mm256_mullo_epi32(q, f));
 	x = _mm256_add_epi32(_mm256_add_epi32(_mm256_slli_epi32(q, 12), r),
 			     _mm256_srli_epi32(fs, 16));
@@ -256,11 +262,18 @@ static uint16_t *rans_encode_avx2(const struct eq_rans_enc *enc, uint32_t x[32],
 	for (unsigned i = 0; i < 4; i++)
 		v[i] = _mm256_loadu_si256((const __m256i *)(const void *)(x + 8 * i));
 	for (sym += groups * EQ_GROUP; groups; groups--) {
+		struct found next;
+
 		sym -= EQ_GROUP;
-		for (unsigned t = 4; t-- > 0;) {
-#pragma GCC unroll 4
-			for (unsigned i = 4; i-- > 0;)
-				v[i] = encode_step(enc, v[i], sym + 32 * i + t, &top, &least);
+		next = find_symbols(enc, sym + 3 * 32 + 3);
+#pragma GCC unroll 16
+		for (unsigned n = 16; n-- > 0;) { /* step n / 4, vector n % 4 */
+			struct found e = next;
+
+			/* One ahead of their use, as in the decoder. */
+			if (n)
+				next = find_symbols(enc, sym + (n - 1) % 4 * 32 + (n - 1) / 4);
+			v[n % 4] = encode_step(v[n % 4], e, &top, &least);
 		}
 	}
 	for (unsigned i = 0; i < 4; i++)
