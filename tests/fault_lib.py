@@ -19,6 +19,8 @@ SHIM = os.environ.get("EQFS_FAULT_SHIM", "")
 ANY = "any contents"        # of a file that is being written
 DIRECTORY = "a directory"
 TEXT = b"not a model, and not to be lost either\n" * 100
+# EQFS_CRASH_PART=1/3: the second third of the points.
+PART, PARTS = map(int, os.environ.get("EQFS_CRASH_PART", "0/1").split("/"))
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 if not os.path.exists(SHIM):
@@ -76,6 +78,12 @@ class World:
 
     def unlink(self, name):
         self.step(lambda: os.unlink(self.path(name)), {name: None})
+
+    def exchange(self, one, other):
+        def act():
+            if LIBC.renameat2(-100, self.path(one).encode(), -100, self.path(other).encode(), 2):
+                raise OSError(ctypes.get_errno(), "renameat2")
+        self.step(act, {one: self.allowed[0][other], other: self.allowed[0][one]})
 
     def link(self, old, new):
         self.step(lambda: os.link(self.path(old), self.path(new)), {new: self.allowed[0][old]})
@@ -240,10 +248,29 @@ def long_name(w):
 
 
 def exchange(w):
-    def act():
-        if LIBC.renameat2(-100, w.path("a").encode(), -100, w.path("b").encode(), 2):
-            raise OSError(ctypes.get_errno(), "renameat2")
-    w.step(act, {"a": w.allowed[0]["b"], "b": w.allowed[0]["a"]})
+    w.exchange("a", "b")
+    w.exchange("a", "t")
+    w.write("x", read(source(3)))
+    w.exchange("x", "b") # which may be encoded at this moment
+    w.settle("b")
+
+
+def unlink_encoding(w):
+    for n in (3, 2):
+        w.write("x", read(source(n)))
+        w.unlink("x")
+    w.write("x", read(source(3)))
+    w.settle("x")
+
+
+def move_encoding(w):
+    """Its directory moves, that is."""
+    w.step(lambda: os.mkdir(w.path("d")), {"d": DIRECTORY})
+    w.write("d/x", read(source(3)))
+    for old, new in (("d", "e"), ("e", "d"), ("d", "e")):
+        w.step(lambda old=old, new=new: os.rename(w.path(old), w.path(new)),
+               {old: None, old + "/x": None, new: DIRECTORY, new + "/x": sha(source(3))})
+    w.settle("e/x")
 
 
 def look(w):
@@ -274,7 +301,7 @@ def look(w):
 
 SCENARIOS = (copy_in, archive_over_plain, archive_over_archive, plain_over_archive, text_over_archive,
              plain_over_plain, safetensors_writer, modify, rewrite, cut, links, busy_directory,
-             directories, attributes, long_name, exchange)
+             directories, attributes, long_name, exchange, unlink_encoding, move_encoding)
 
 
 # ---- running them ---------------------------------------------------------------------
@@ -407,9 +434,14 @@ def tidy(store, marked):
         assert not any(map(is_tmp, files + dirs)), (dirs, files)
 
 
-def spread(points, n, seed=1):
+def sample(points, n, seed):
     """n of the points, or all if there are no more."""
     return points if not n or n >= len(points) else random.Random(seed).sample(points, n)
+
+
+def spread(points, n, seed=1):
+    """What this process is to try of a sample."""
+    return sample(points, n, seed)[PART::PARTS]
 
 
 class Disk:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Crashes, failing calls, full disks, power cuts and lack of memory at every step that the
 daemon takes, one after the other. EQFS_CRASH_POINTS: how many to try of each kind; 0: all
-that there are, and 1000 kills in all."""
+that there are, and 1000 kills in all; EQFS_CRASH_PART: which part of them."""
 from fault_lib import *
 
 POINTS = int(os.environ.get("EQFS_CRASH_POINTS", "12"))
@@ -48,8 +48,8 @@ def test_kill_steps():
 
 def test_kill_moments():
     """SIGKILL at random moments."""
-    rng = random.Random(2)
-    n = max(KILLS - sum(map(len, EVENTS.values())), 0) if not POINTS else POINTS // 2
+    rng = random.Random(2 + PART)
+    n = max(KILLS - sum(map(len, EVENTS.values())), 0) // PARTS if not POINTS else POINTS // 2
     hit = 0
     for _ in range(n):
         def scenario(w, s=rng.choice(SCENARIOS)):
@@ -93,7 +93,7 @@ def test_power():
         return
     points = []
     with Disk("power", ",noauto_da_alloc") as disk:
-        for s, events in baseline(spread(SCENARIOS, POINTS // 4, 3), store=disk.store, durable=True).items():
+        for s, events in baseline(sample(SCENARIOS, POINTS // 4, 3), store=disk.store, durable=True).items():
             points += [(s, e.n) for e in events]
         chosen = spread(points, POINTS // 2)
         for s, n in chosen:
@@ -149,6 +149,24 @@ def test_read_errors():
         r = Run(s, f"errno:{n}:{errno.EIO}:1", ops=",pread,")
         assert not r.died(), r.m.log()
         r.finish()
+
+
+def test_reported():
+    """An error of the disk comes to who called for it, and to nobody else."""
+    for op, act in (("write", lambda fd: os.write(fd, TEXT)), ("fsync", os.fsync), ("fsync", os.fdatasync),
+                    ("truncate", lambda fd: os.ftruncate(fd, 5)),
+                    ("write", lambda fd: os.posix_fallocate(fd, 0, 5)), ("chmod", lambda fd: os.fchmod(fd, 0o600))):
+        for error in ERRORS:
+            def scenario(w, act=act, error=error):
+                fd = os.open(w.path("x.incomplete"), os.O_WRONLY | os.O_CREAT)
+                with raises(error):
+                    act(fd)
+                act(fd) # it was for once
+                os.close(fd)
+                w.allowed[0]["x.incomplete"] = sha(w.path("x.incomplete"))
+            r = Run(scenario, f"errno:1:{error}:1", ops=f",{op},")
+            assert not r.failed and not r.died(), r.what
+            r.finish()
 
 
 def test_full():
