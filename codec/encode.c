@@ -39,9 +39,29 @@ int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size)
 
 int eq_encode_progress(struct eq_encoder *e)
 {
-	if (e->run->progress && e->run->progress(e->run->progress_arg, "encode", e->done,
-						 e->st->file_size))
-		return eq_fail(e->err, -ECANCELED, "%s: cancelled", e->name);
+	int rc = 0;
+
+	/* One thread at a time tells the caller, and is enough. */
+	if (!e->run->progress || pthread_mutex_trylock(&e->progress_lock))
+		return 0;
+	if (e->run->progress(e->run->progress_arg, "encode", e->done, e->st->file_size))
+		rc = eq_fail(e->err, -ECANCELED, "%s: cancelled", e->name);
+	pthread_mutex_unlock(&e->progress_lock);
+	return rc;
+}
+
+/* Would the index have room for all chunks? Better said now than when they are coded; and
+ * no number of chunks exceeds 32 bits from here on. */
+static int check_index(const struct eq_encoder *e)
+{
+	uint64_t n = 0;
+	size_t i;
+
+	for (i = 0; i < e->st->n_tensors; i++)
+		n += (e->st->tensors[i].end - e->st->tensors[i].begin) /
+		     eq_chunk_bytes_of(&e->st->tensors[i]);
+	if (n > EQ_MAX_INDEX / sizeof(struct eq_disk_chunk))
+		return eq_fail(e->err, EQ_ELIMIT, "%s: too large for an archive", e->name);
 	return 0;
 }
 
@@ -50,7 +70,8 @@ int eq_encoder_init(struct eq_encoder *e, int fd, const char *name, const struct
 {
 	int rc;
 
-	*e = (struct eq_encoder){ .fd = fd, .name = name, .policy = policy, .run = run, .err = err };
+	*e = (struct eq_encoder){ .fd = fd, .name = name, .policy = policy, .run = run, .err = err,
+				  .progress_lock = PTHREAD_MUTEX_INITIALIZER };
 	if (run->backend && run->backend->encoder)
 		e->device = run->backend;
 	if (err)
@@ -58,6 +79,8 @@ int eq_encoder_init(struct eq_encoder *e, int fd, const char *name, const struct
 	if (fstat(fd, &e->stat))
 		return eq_encode_fail(e, -errno);
 	rc = eq_st_read(fd, name, &e->st, &e->prefix, err);
+	if (!rc)
+		rc = check_index(e);
 	if (rc)
 		return rc;
 	e->coding = malloc(sizeof(*e->coding));
@@ -71,6 +94,7 @@ int eq_encoder_init(struct eq_encoder *e, int fd, const char *name, const struct
 
 void eq_encoder_fini(struct eq_encoder *e)
 {
+	pthread_mutex_destroy(&e->progress_lock);
 	eq_build_free(e->build);
 	eq_st_free(e->st);
 	free(e->prefix);

@@ -77,11 +77,13 @@ static void sample_run(void *arg, size_t run)
 
 	if (!buf && !p->whole)
 		rc = -ENOMEM;
-	for (i = first; i < end && i < p->n_chunks && !rc; i += p->step) {
+	for (i = first; i < end && i < p->n_chunks && !rc && !atomic_load(&p->status); i += p->step) {
 		len = piece_of(p, (uint32_t)i, &at);
 		d = p->whole ? p->whole + at : buf;
 		if (!p->whole)
 			rc = eq_input_read(p->e, buf, len, p->e->st->prefix_len + p->t->begin + at);
+		if (!rc) /* a sample may be all of a tensor */
+			rc = eq_encode_progress(p->e);
 		if (rc)
 			break;
 		if (memcmp(d, p->s->first, p->unit) || memcmp(d, d + p->unit, len - p->unit))

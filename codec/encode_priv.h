@@ -3,6 +3,7 @@
 #ifndef EQ_ENCODE_PRIV_H
 #define EQ_ENCODE_PRIV_H
 
+#include <pthread.h>
 #include <stdatomic.h>
 #include <sys/stat.h>
 
@@ -31,6 +32,7 @@ struct eq_encoder {
 	struct eq_coding *coding;       /* of a quantised tensor */
 	double lambda;
 	uint64_t done;          /* input bytes encoded */
+	pthread_mutex_t progress_lock;
 	/* Reused from tensor to tensor. */
 	uint8_t *keep;          /* a tensor to be quantised, or two groups of one */
 	size_t keep_size;
@@ -48,7 +50,7 @@ int eq_input_read(struct eq_encoder *e, void *buf, size_t len, uint64_t off);
 int eq_encode_fail(struct eq_encoder *e, int rc);
 /* Make *buf at least size bytes (64-byte aligned, contents lost). */
 int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size);
-/* Tell of progress; -ECANCELED if it is to end. */
+/* Tell of progress, from any thread; -ECANCELED if it is to end. */
 int eq_encode_progress(struct eq_encoder *e);
 uint8_t eq_transform_of(int dtype);
 static inline void eq_atomic_max(atomic_uint *a, unsigned v)

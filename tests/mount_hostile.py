@@ -3,6 +3,7 @@
 mount's back, leads the daemon nowhere, costs no file, and neither hangs nor feeds it.
 EQFS_HOSTILE_ROUNDS: how often each race is run."""
 import errno
+import json
 import random
 import socket
 import stat
@@ -82,6 +83,9 @@ def test_special():
             with raises(errno.ENOENT, n):
                 os.stat(m.path(n))
         assert stat.S_ISFIFO(os.stat(m.path("fifo.eqar")).st_mode)
+        with raises(errno.ENXIO): # nobody reads from it, here as there
+            os.open(m.path("fifo.eqar"), os.O_WRONLY | os.O_NONBLOCK)
+        os.close(os.open(m.path("fifo"), os.O_RDONLY | os.O_NONBLOCK))
         assert same(load_file(m.path("dir.eqar", "m")), model(1, rows=64))
         save_file(model(2, rows=64), m.path("new"))
         m.settle("new")
@@ -197,6 +201,81 @@ def test_tables():
             assert sha(m.path("m")) == sha(scratch("tables.source"))
         grown = rss(m) - before
         assert asan or grown < 190 << 20, f"{grown >> 20} MiB"
+
+
+def sparse(path, size):
+    """A file of nearly no blocks that is a safetensors file of one tensor."""
+    header = b""
+    for _ in range(4): # the header's length depends on the number in it
+        data = size - 8 - len(header)
+        header = json.dumps({"w": {"dtype": "U8", "shape": [data], "data_offsets": [0, data]}}).encode()
+        header += b" " * (-len(header) % 8)
+    assert 8 + len(header) + data == size
+    with open(path, "wb") as f:
+        f.write(len(header).to_bytes(8, "little") + header)
+        f.truncate(size)
+
+
+def test_sparse():
+    """Files of 1 EiB and of a few TiB, of holes: read at their ends, refused or given up
+    when that is wanted, and in nobody's way."""
+    if not ROOT:
+        print("  left out: root")
+        return
+    os.makedirs(scratch("sparse"))
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", scratch("sparse")], check=True)
+    try:
+        m = Mount(scratch("sparse") + "/store", "drain=0", settle="0")
+        for name, size in (("zeros", 1 << 60), ("model", 1 << 60), ("slow", 1 << 44)):
+            with open(m.path(name + ".incomplete"), "wb") as f:
+                f.truncate(size) # as a download begins
+            if name != "zeros":
+                sparse(m.path(name + ".incomplete"), size)
+            os.rename(m.path(name + ".incomplete"), m.path(name))
+            assert os.stat(m.path(name)).st_size == size
+            with open(m.path(name), "rb") as f:
+                assert os.pread(f.fileno(), 10, size - 5) == bytes(5)
+            if name == "slow":
+                poll("at it", lambda: m.state("slow") == "encoding")
+            else:
+                poll("decided", lambda name=name: m.state(name) not in ("queued", "encoding"))
+                assert not os.path.exists(m.disk(name + ".eqar"))
+        assert "limit" in m.state("model") and "model: too large for an archive" in m.log(), m.log()
+        for command in (["pack", "-n"], ["pack"], ["pack", "--bits=4"]):
+            r = subprocess.run([EQAR, *command, m.disk("model"), *([scratch("sparse.eqar")] * ("-n" not in command))],
+                               capture_output=True, text=True, check=False, timeout=PROMPT)
+            assert r.returncode == 1 and r.stderr == f"eqar: {m.disk('model')}: too large for an archive\n", r
+        os.unlink(m.path("slow")) # gives it up: the next one has its turn
+        save_file(model(1), m.path("next"))
+        m.settle("next")
+        sparse(m.path("slow"), 1 << 44)
+        poll("at it", lambda: m.state("slow") == "encoding")
+        start = time.monotonic()
+        m.stop()
+        assert time.monotonic() - start < PROMPT and "leaving it" not in m.log(), m.log()
+        assert sorted(os.listdir(m.store)) == ["model", "next.eqar", "slow", "zeros"], os.listdir(m.store)
+    finally:
+        subprocess.run(["umount", "-l", scratch("sparse")], check=True)
+
+
+def test_store_in_mount():
+    """A store that lies in another eqfs: the bytes are right, whoever encodes them, and both
+    end, in either order."""
+    want = model(6)
+    for first in ("inner", "outer"):
+        outer = Mount(scratch("around" + first))
+        os.mkdir(outer.path("store"))
+        inner = Mount(outer.path("store"))
+        save_file(want, inner.path("m"))
+        save_file(want, outer.path("store", "n"))
+        for n in ("m", "n"):
+            outer.settle("store", n)
+            poll("seen", lambda n=n, inner=inner: os.path.exists(inner.path(n)))
+            assert same(load_file(inner.path(n)), want) and same(load_file(outer.path("store", n)), want)
+        assert sorted(os.listdir(inner.point)) == ["m", "n"]
+        for m in (inner, outer) if first == "inner" else (outer, inner):
+            m.stop()
+        assert sorted(os.listdir(outer.disk("store"))) == ["m.eqar", "n.eqar"]
 
 
 # ---- races ----
