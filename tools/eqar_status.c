@@ -117,6 +117,8 @@ static char *ask(const char *point)
 	fflush(stdout); /* or the child has it as well */
 	pid = fork();
 	if (pid == 0) {
+		close(STDOUT_FILENO); /* who reads these need not wait for us either */
+		close(STDERR_FILENO);
 		copy_stats(point, ends[1]);
 		_exit(0);
 	}
