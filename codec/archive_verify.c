@@ -167,6 +167,7 @@ struct compare {
 	size_t size;
 	size_t tensor;          /* whose sums these are */
 	bool open, identical;
+	bool exact;             /* lossy tensors are to be as they are decoded */
 	struct sums one, all;
 	struct eq_error *err;
 };
@@ -227,7 +228,7 @@ static int compare_extent(struct compare *c, const struct eq_extent_job *j, cons
 
 	if (j->status)
 		return 0; /* reported already */
-	if (t && t->lossy) {
+	if (t && t->lossy && !c->exact) {
 		if (!c->open || c->tensor != (size_t)j->ext.tensor) {
 			rc = compare_close(c);
 			if (rc)
@@ -315,8 +316,12 @@ static int check_records(const struct eq_archive *a, struct eq_error *err)
 
 /* ---- public ---------------------------------------------------------------------------- */
 
-static int verify(struct eq_archive *a, int against_fd, const char *against_name, bool sha,
-		  const struct eq_run *run, struct eq_compare *cmp,
+/* VERIFY: the archive, and perhaps what it was made of. COMPARE: the latter, without the
+ * hash of the whole. MATCH: likewise, with what was made of the archive. */
+enum purpose { VERIFY, COMPARE, MATCH };
+
+static int verify(struct eq_archive *a, int against_fd, const char *against_name,
+		  enum purpose purpose, const struct eq_run *run, struct eq_compare *cmp,
 		  void (*report)(void *arg, const char *line), void *report_arg,
 		  struct eq_error *err)
 {
@@ -329,11 +334,12 @@ static int verify(struct eq_archive *a, int against_fd, const char *against_name
 
 	rc = check_records(a, err);
 	if (!rc)
-		rc = hashes_begin(&h, a, sha, err);
+		rc = hashes_begin(&h, a, purpose == VERIFY, err);
 	if (!rc && against_fd >= 0)
 		rc = compare_begin(&c, a, against_fd, against_name, err);
 	if (rc)
 		goto out;
+	c.exact = purpose == MATCH;
 	consumers[n++] = (struct eq_consumer){ hash_content, &h };
 	if (h.with_sha)
 		consumers[n++] = (struct eq_consumer){ hash_sha, &h };
@@ -363,13 +369,19 @@ int eq_archive_verify(struct eq_archive *a, int against_fd, const char *against_
 		      void (*report)(void *arg, const char *line), void *report_arg,
 		      struct eq_error *err)
 {
-	return verify(a, against_fd, against_name, true, run, cmp, report, report_arg, err);
+	return verify(a, against_fd, against_name, VERIFY, run, cmp, report, report_arg, err);
 }
 
 int eq_archive_compare(struct eq_archive *a, int fd, const char *name, const struct eq_run *run,
 		       struct eq_error *err)
 {
-	return verify(a, fd, name, false, run, NULL, NULL, NULL, err);
+	return verify(a, fd, name, COMPARE, run, NULL, NULL, NULL, err);
+}
+
+int eq_archive_match(struct eq_archive *a, int fd, const char *name, const struct eq_run *run,
+		     struct eq_error *err)
+{
+	return verify(a, fd, name, MATCH, run, NULL, NULL, NULL, err);
 }
 
 static int output_window(void *arg, struct eq_window *w)

@@ -335,6 +335,10 @@ int eq_archive_verify(struct eq_archive *a, int against_fd,
  * order). Does not sync. Bounded memory. */
 int eq_archive_unpack(struct eq_archive *a, int out_fd, const struct eq_run *run,
 		      struct eq_error *err);
+/* Does fd hold, byte for byte, what that writes? Does not hash the whole once more. 0, or
+ * as eq_archive_verify. */
+int eq_archive_match(struct eq_archive *a, int fd, const char *name, const struct eq_run *run,
+		     struct eq_error *err);
 
 /* ---- archives: writing --------------------------------------------------- */
 

@@ -422,6 +422,39 @@ static void test_locate(void **state)
 	free(f.data);
 }
 
+/* What was unpacked is what a second decoding gives, also of a lossy archive, or not. */
+static void test_match(void **state)
+{
+	struct random_file f = make_weights(100, 4000);
+	struct eq_run run = { .pool = NULL };
+	int out = memfd_create("out", MFD_CLOEXEC);
+	struct eq_policy policy;
+	struct eq_archive *a;
+	struct eq_error err;
+	uint8_t byte;
+
+	(void)state;
+	for (int lossy = 0; lossy < 2; lossy++) {
+		eq_policy_init(&policy);
+		if (lossy)
+			assert_int_equal(eq_policy_set(&policy, "lambda", "3.9", &err), 0);
+		a = encode(f.fd, &policy, &run);
+		assert_int_equal(eq_archive_info(a)->lossy, lossy);
+		assert_int_equal(eq_archive_unpack(a, out, &run, &err), 0);
+		assert_int_equal(eq_archive_match(a, out, "out", &run, &err), 0);
+		assert_int_equal(eq_archive_match(a, f.fd, "f", &run, &err), lossy ? EQ_EDIFFER : 0);
+		assert_int_equal(pread(out, &byte, 1, (off_t)f.len - 3), 1);
+		byte ^= 1;
+		assert_int_equal(pwrite(out, &byte, 1, (off_t)f.len - 3), 1);
+		assert_int_equal(eq_archive_match(a, out, "out", &run, &err), EQ_EDIFFER);
+		eq_archive_close(a);
+		eq_policy_fini(&policy);
+	}
+	close(out);
+	close(f.fd);
+	free(f.data);
+}
+
 /* A chunk with more outliers, NaN, infinity: stays lossless and says so. */
 static void test_nonfinite(void **state)
 {
@@ -482,7 +515,7 @@ int main(void)
 		cmocka_unit_test(test_unsupported), cmocka_unit_test(test_random_files),
 		cmocka_unit_test(test_threads), cmocka_unit_test(test_bit_flips),
 		cmocka_unit_test(test_locate), cmocka_unit_test(test_nonfinite),
-		cmocka_unit_test(test_vanishing),
+		cmocka_unit_test(test_vanishing), cmocka_unit_test(test_match),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
