@@ -20,6 +20,24 @@ def quantised(name):
     return m, sha(m.path("m.safetensors"))
 
 
+def test_readers_meanwhile():
+    """Who reads while a file is encoded sees it as it was or as it became, never some of each,
+    though the kernel caches both under one inode; and in the end what the archive holds."""
+    with Mount(scratch("meanwhile"), "bits=4", settle="0") as m:
+        for i in range(8):
+            name = f"m{i}"
+            save_file(model(i), scratch(name))
+            shutil.copyfile(scratch(name), m.path(name))
+            seen, encoding = {sha(scratch(name))}, True
+            while encoding:
+                encoding = m.state(name) != "archived"
+                if i % 2 or not encoding: # or the file is closed when its turn comes
+                    seen.add(sha(m.path(name)))
+            eqar("unpack", "-f", m.disk(name + ".eqar"), scratch(name + ".out"))
+            want = sha(scratch(name + ".out"))
+            assert sha(m.path(name)) == want and seen == {sha(scratch(name)), want}, name
+
+
 def test_open_for_writing():
     """Opened for writing and closed: plain again, the same bytes, and left so."""
     m, before = quantised("untouched")
