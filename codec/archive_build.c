@@ -16,6 +16,7 @@
 
 #define PREFIX_LEVEL 9
 #define WRITE_CHUNKS 256       /* at once */
+#define SYNC_BYTES (UINT64_C(2) << 20)
 
 struct bytes {
 	uint8_t *p;
@@ -26,6 +27,7 @@ struct eq_build {
 	int fd;
 	uint64_t pos;           /* end of what is written */
 	uint64_t before;        /* and of that before the current tensor */
+	uint64_t begun;         /* end of what is being stored */
 	uint64_t cost;          /* of the last tensor */
 	uint32_t n_tensors;
 	struct bytes records;   /* finished ones */
@@ -101,6 +103,8 @@ void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t)
 int eq_build_restart(struct eq_build *b)
 {
 	b->pos = b->before;
+	if (b->begun > b->pos)
+		b->begun = b->pos;
 	eq_build_tensor(b, b->tensor);
 	/* The gap behind what stays must read as zero. */
 	return ftruncate(b->fd, (off_t)b->pos) ? -errno : 0;
@@ -141,16 +145,26 @@ static int write_chunks(int fd, const struct eq_built *c, size_t n, uint64_t at)
 	return 0;
 }
 
+/* Begin to store what will have to be synced in the end; not each of many small
+ * tensors for itself. */
+static void build_sync(struct eq_build *b)
+{
+	if (b->pos - b->begun < SYNC_BYTES)
+		return;
+	sync_file_range(b->fd, (off_t)b->begun, (off_t)(b->pos - b->begun), SYNC_FILE_RANGE_WRITE);
+	b->begun = b->pos;
+}
+
 int eq_build_chunks(struct eq_build *b, const struct eq_built *c, size_t n)
 {
 	for (; n; ) {
 		size_t now = n < WRITE_CHUNKS ? n : WRITE_CHUNKS, i;
-		uint64_t at, begin;
+		uint64_t at;
 		int rc;
 
 		if (b->rec.n_chunks == 0)
 			b->rec.payload_off = eq_align(b->pos, EQ_PAYLOAD_ALIGN);
-		begin = at = b->rec.payload_off + eq_align(b->rec.payload_len, EQ_PART_ALIGN);
+		at = b->rec.payload_off + eq_align(b->rec.payload_len, EQ_PART_ALIGN);
 		rc = write_chunks(b->fd, c, now, at); /* gaps read as zero */
 		if (rc)
 			return rc;
@@ -165,8 +179,7 @@ int eq_build_chunks(struct eq_build *b, const struct eq_built *c, size_t n)
 		b->rec.n_chunks += (uint32_t)now;
 		b->rec.payload_len = at - b->rec.payload_off;
 		b->pos = at;
-		/* Begin to store what will have to be synced in the end. */
-		sync_file_range(b->fd, (off_t)begin, (off_t)(at - begin), SYNC_FILE_RANGE_WRITE);
+		build_sync(b);
 		c += now;
 		n -= now;
 	}

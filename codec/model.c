@@ -57,52 +57,59 @@ static uint64_t hist_scale(const uint64_t hist[256], uint64_t n[256])
 	return sum;
 }
 
-/* The symbol that gains most from one more, or loses least by one less; ties
- * go to the smallest. */
-static unsigned best_gain(const uint64_t n[256], const uint16_t f[256],
-			  const uint32_t *lg, uint64_t *gain)
+/* Numbers of which the greatest is wanted, again and again as single ones change: of
+ * each 16 it is known. Ties go to the smallest symbol. */
+struct greatest {
+	uint64_t v[256];
+	uint8_t of[16];
+};
+
+static void greatest_find(struct greatest *g, unsigned block)
 {
-	unsigned best = 0;
+	unsigned best = 16 * block;
 
-	*gain = 0;
-	for (unsigned s = 0; s < 256; s++) {
-		uint64_t g;
-
-		if (!n[s])
-			continue;
-		g = n[s] * (lg[f[s] + 1] - lg[f[s]]);
-		if (g > *gain) {
-			*gain = g;
+	for (unsigned s = best + 1; s < 16 * block + 16; s++)
+		if (g->v[s] > g->v[best])
 			best = s;
-		}
-	}
+	g->of[block] = (uint8_t)best;
+}
+
+static unsigned greatest_get(const struct greatest *g)
+{
+	unsigned best = g->of[0];
+
+	for (unsigned b = 1; b < 16; b++)
+		if (g->v[g->of[b]] > g->v[best])
+			best = g->of[b];
 	return best;
 }
 
-static unsigned least_loss(const uint64_t n[256], const uint16_t f[256],
-			   const uint32_t *lg, uint64_t *loss)
+/* What each symbol gains from one more, and what it loses by one less, less all
+ * that could be. A table takes hundreds of steps, and small tensors have one each. */
+struct steps {
+	const uint64_t *n;
+	const uint32_t *lg;
+	struct greatest gain, spare;
+};
+
+static void steps_set(struct steps *t, const uint16_t f[256], unsigned s)
 {
-	unsigned best = 0;
+	t->gain.v[s] = t->n[s] ? t->n[s] * (t->lg[f[s] + 1] - t->lg[f[s]]) : 0;
+	t->spare.v[s] = f[s] < 2 ? 0 : UINT64_MAX - t->n[s] * (t->lg[f[s]] - t->lg[f[s] - 1]);
+}
 
-	*loss = UINT64_MAX;
-	for (unsigned s = 0; s < 256; s++) {
-		uint64_t l;
-
-		if (f[s] < 2)
-			continue;
-		l = n[s] * (lg[f[s]] - lg[f[s] - 1]);
-		if (l < *loss) {
-			*loss = l;
-			best = s;
-		}
-	}
-	return best;
+static void step(struct steps *t, uint16_t f[256], unsigned s, int by)
+{
+	f[s] = (uint16_t)(f[s] + by);
+	steps_set(t, f, s);
+	greatest_find(&t->gain, s / 16);
+	greatest_find(&t->spare, s / 16);
 }
 
 void eq_freq_fit(const uint64_t hist[256], uint16_t f[256])
 {
-	const uint32_t *lg = log_get();
-	uint64_t n[256], total = hist_scale(hist, n), gain, loss;
+	uint64_t n[256], total = hist_scale(hist, n);
+	struct steps t = { .n = n, .lg = log_get() };
 	unsigned sum = 0, up, down;
 
 	for (unsigned s = 0; s < 256; s++) {
@@ -110,18 +117,23 @@ void eq_freq_fit(const uint64_t hist[256], uint16_t f[256])
 		if (n[s] && !f[s])
 			f[s] = 1;
 		sum += f[s];
+		steps_set(&t, f, s);
+	}
+	for (unsigned b = 0; b < 16; b++) {
+		greatest_find(&t.gain, b);
+		greatest_find(&t.spare, b);
 	}
 	for (; sum > EQ_PROB_SIZE; sum--)
-		f[least_loss(n, f, lg, &loss)]--;
+		step(&t, f, greatest_get(&t.spare), -1);
 	for (; sum < EQ_PROB_SIZE; sum++)
-		f[best_gain(n, f, lg, &gain)]++;
+		step(&t, f, greatest_get(&t.gain), 1);
 	for (;;) {
-		up = best_gain(n, f, lg, &gain);
-		down = least_loss(n, f, lg, &loss);
-		if (gain <= loss)
+		up = greatest_get(&t.gain);
+		down = greatest_get(&t.spare);
+		if (t.gain.v[up] <= UINT64_MAX - t.spare.v[down])
 			break;
-		f[up]++;
-		f[down]--;
+		step(&t, f, up, 1);
+		step(&t, f, down, -1);
 	}
 }
 
