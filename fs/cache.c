@@ -14,6 +14,7 @@
 #include <string.h>
 
 #include "cache.h"
+#include "slab.h"
 
 #define ALIGN 64
 #define BUCKETS 4096
@@ -31,8 +32,7 @@ struct eq_extent_entry {
 	unsigned pins;
 	uint64_t taken;         /* bytes released with `once` */
 	bool ahead;             /* loaded ahead, and no reader has come yet */
-	size_t cap;
-	uint8_t *data;
+	struct eq_room room;
 	pthread_cond_t done;    /* no longer LOADING */
 };
 
@@ -48,13 +48,14 @@ struct eq_cache {
 	size_t batch;           /* extents to decode in one call */
 	size_t limit, bytes;
 	struct list kept, spent;
+	struct eq_slabs slabs;
 	struct eq_cache_stats stats;
 	struct eq_extent_entry *bucket[BUCKETS];
 };
 
 static size_t cost(const struct eq_extent_entry *e)
 {
-	return e->cap + sizeof(*e);
+	return e->room.size + sizeof(*e);
 }
 
 int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend *backend,
@@ -75,10 +76,10 @@ int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend 
 	return 0;
 }
 
-static void entry_free(struct eq_extent_entry *e)
+static void entry_free(struct eq_cache *c, struct eq_extent_entry *e)
 {
 	pthread_cond_destroy(&e->done);
-	free(e->data);
+	eq_slab_put(&c->slabs, &e->room);
 	free(e);
 }
 
@@ -92,7 +93,7 @@ void eq_cache_free(struct eq_cache *c)
 	for (i = 0; i < BUCKETS; i++)
 		for (e = c->bucket[i]; e; e = next) {
 			next = e->next;
-			entry_free(e);
+			entry_free(c, e);
 		}
 	pthread_mutex_destroy(&c->lock);
 	free(c);
@@ -146,7 +147,7 @@ static void unpin(struct eq_cache *c, struct eq_extent_entry *e)
 	if (--e->pins)
 		return;
 	if (e->state == FAILED) /* off the table already */
-		entry_free(e);
+		entry_free(c, e);
 	else
 		list_add(e->taken >= e->ext.len ? &c->spent : &c->kept, e);
 }
@@ -181,10 +182,10 @@ static struct eq_extent_entry *recycle(struct eq_cache *c, size_t len)
 		list_del(e);
 		unhash(c, e);
 		c->stats.evictions++;
-		if (!found && e->cap == len)
+		if (!found && e->room.size == len)
 			found = e;
 		else
-			entry_free(e);
+			entry_free(c, e);
 	}
 	return found;
 }
@@ -199,12 +200,11 @@ static struct eq_extent_entry *add(struct eq_cache *c, uint64_t arc, const struc
 		e = calloc(1, sizeof(*e));
 		if (!e)
 			return NULL;
-		e->data = aligned_alloc(ALIGN, cap);
-		if (!e->data) {
+		e->room = eq_slab_get(&c->slabs, cap);
+		if (!e->room.data) {
 			free(e);
 			return NULL;
 		}
-		e->cap = cap;
 		pthread_cond_init(&e->done, NULL);
 	}
 	e->arc = arc;
@@ -254,7 +254,7 @@ static void decode_some(void *arg, size_t group)
 		n = d->c->batch;
 	for (i = 0; i < n; i++)
 		jobs[i] = (struct eq_extent_job){ .ext = d->entry[from + i]->ext,
-						  .out = d->entry[from + i]->data };
+						  .out = d->entry[from + i]->room.data };
 	rc = eq_archive_decode(d->archive, d->c->backend, jobs, n, &err);
 	pthread_mutex_lock(&d->c->lock);
 	if (rc) {
@@ -310,7 +310,7 @@ int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t le
 				}
 				d.entry[d.n++] = e;
 			}
-			p->data = e->data + skip;
+			p->data = e->room.data + skip;
 		}
 		p->entry = e;
 		off += p->len;

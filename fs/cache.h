@@ -15,7 +15,8 @@
 
 struct eq_cache;
 
-/* At least limit bytes of extents are kept; what is being used comes on top.
+/* At least limit bytes of extents are kept; what is being used comes on top, and so do
+ * the places of huge pages that are free while others of the page are not.
  * pool and backend are borrowed. *out is NULL on -ENOMEM. */
 int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend *backend,
 		    struct eq_cache **out);

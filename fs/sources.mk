@@ -48,6 +48,8 @@ EQ_FS_SOURCES = \
 	fs/scan.c \
 	fs/scan.h \
 	fs/session.c \
+	fs/slab.c \
+	fs/slab.h \
 	fs/stats.c \
 	fs/stats.h \
 	fs/trim.c \

@@ -15,6 +15,7 @@ UNIT_TESTS = \
 	tests/unit_parity \
 	tests/unit_rans \
 	tests/unit_shrink \
+	tests/unit_slab \
 	tests/unit_stream \
 	tests/fuzz_archive \
 	tests/fuzz_chunk \
