@@ -8,7 +8,8 @@
 #include "notify.h"
 #include "trim.h"
 
-#define ANSWERS_MS 20           /* that the kernel has forgotten comes as a request */
+#define ANSWERS_MS 20           /* that the kernel has forgotten comes as a request, */
+#define ANSWERS_MAX 25          /* which may take so many times as long under load */
 #define PACE_SECONDS 1          /* for a request to wait for room, at most */
 #define REST_SECONDS 1          /* when all that are left are in use; longer each time */
 #define LONG_REST_SECONDS 16
@@ -46,18 +47,23 @@ static bool trim(struct eq_trim *t)
 	const struct timespec answers = { .tv_nsec = ANSWERS_MS * 1000000 };
 	struct eq_nodes *nodes = &t->fs->nodes;
 	size_t least = SIZE_MAX, left = 0;
+	unsigned waits = 0;
 
 	while (!t->stop && nodes->count > t->low) {
 		if (nodes->count < least) {
 			least = nodes->count;
 			left = 2 * nodes->n_buckets;
-		} else if (!left) {
+			waits = 0;
+		} else if (waits == ANSWERS_MAX) {
 			return false;
 		}
 		pthread_mutex_unlock(&nodes->lock);
-		ask(t, &left);
-		if (!left)
+		if (left)
+			ask(t, &left);
+		if (!left) {
 			nanosleep(&answers, NULL);
+			waits++;
+		}
 		pthread_mutex_lock(&nodes->lock);
 	}
 	return true;
@@ -65,7 +71,8 @@ static bool trim(struct eq_trim *t)
 
 /*
  * What is left is taken for what there has to be, for a while or until there is a good
- * deal more, so that neither we nor requests go on trying.
+ * deal more, so that neither we nor requests go on trying: as long as that leaves some
+ * descriptors, since requests that wait are better than requests that fail.
  */
 static void rest(struct eq_trim *t)
 {
@@ -76,6 +83,8 @@ static void rest(struct eq_trim *t)
 	if (t->rest > LONG_REST_SECONDS)
 		t->rest = LONG_REST_SECONDS;
 	nodes->many = nodes->count + t->many / 8;
+	if (nodes->many > t->many / 5 * 7)
+		nodes->many = t->many / 5 * 7;
 	pthread_cond_broadcast(&nodes->room);
 	clock_gettime(CLOCK_REALTIME, &until);
 	until.tv_sec += t->rest;
