@@ -22,10 +22,10 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "format.h"
 #include "json_scan.h"
+#include "safetensors_priv.h"
 #include "utf8.h"
 
 #define LENGTH_SIZE 8           /* of the length before the JSON */
@@ -50,26 +50,6 @@ struct entry {                  /* a tensor being read */
 
 /* ---- messages ------------------------------------------------------------ */
 
-struct shown {
-	char text[64];
-};
-
-/* A name for a message: cut to fit, no NUL inside. */
-static struct shown show(const void *name, size_t len)
-{
-	struct shown s;
-	size_t n = len;
-
-	if (len >= sizeof(s.text))
-		n = eq_utf8_valid(name, sizeof(s.text) - 4);
-	memcpy(s.text, name, n);
-	for (size_t i = 0; i < n; i++)
-		if (s.text[i] == '\0')
-			s.text[i] = '?';
-	strcpy(s.text + n, n < len ? "..." : "");
-	return s;
-}
-
 static int fail_json(struct parser *p)
 {
 	return eq_fail(p->err, EQ_ENOTST, "%s: byte %zu of the header: %s", p->file,
@@ -80,14 +60,14 @@ static int fail_tensor(struct parser *p, const struct entry *e, int rc,
 		       const char *cause)
 {
 	return eq_fail(p->err, rc, "%s: tensor '%s': %s", p->file,
-		       show(e->name.raw, e->name.raw_len).text, cause);
+		       eq_st_show(e->name.raw, e->name.raw_len).text, cause);
 }
 
 /* The scanner's complaint inside a tensor: a wrong type, or bad JSON. */
 static int fail_value(struct parser *p, const struct entry *e, const char *what)
 {
 	return eq_fail(p->err, EQ_ENOTST, "%s: tensor '%s': %s: %s (byte %zu of the header)",
-		       p->file, show(e->name.raw, e->name.raw_len).text, what, p->j.why,
+		       p->file, eq_st_show(e->name.raw, e->name.raw_len).text, what, p->j.why,
 		       (size_t)(p->j.p - p->j.base));
 }
 
@@ -123,8 +103,8 @@ static int read_dtype(struct parser *p, struct entry *e)
 	}
 	if (e->dtype < 0)
 		return eq_fail(p->err, EQ_ENOTST, "%s: tensor '%s': unknown dtype '%s'",
-			       p->file, show(e->name.raw, e->name.raw_len).text,
-			       show(s.raw, s.raw_len).text);
+			       p->file, eq_st_show(e->name.raw, e->name.raw_len).text,
+			       eq_st_show(s.raw, s.raw_len).text);
 	return 0;
 }
 
@@ -340,132 +320,6 @@ static int read_header(struct parser *p, const void *text, size_t len)
 	return more < 0 || eq_json_finish(&p->j) < 0 ? fail_json(p) : 0;
 }
 
-/* ---- sizes, names, places ------------------------------------------------ */
-
-static int fail_st(const struct eq_st_tensor *t, const char *file, struct eq_error *err,
-		   const char *cause)
-{
-	return eq_fail(err, EQ_ENOTST, "%s: tensor '%s': %s", file,
-		       show(t->name, t->name_len).text, cause);
-}
-
-/* shape x dtype against data_offsets, overflow in the reference's order: a zero
- * behind a product that overflows does not mend it. */
-static int check_size(const struct eq_st_tensor *t, const char *file,
-		      struct eq_error *err)
-{
-	uint64_t bits = 1;
-
-	if (t->end < t->begin)
-		return fail_st(t, file, err, "data_offsets: end before begin");
-	for (unsigned i = 0; i <= t->ndim; i++) {
-		const uint64_t factor = i < t->ndim ? t->dims[i] : eq_dtype_bits(t->dtype);
-
-		if (__builtin_mul_overflow(bits, factor, &bits))
-			return fail_st(t, file, err, "its size overflows 64 bits");
-	}
-	if (bits % 8)
-		return fail_st(t, file, err, "its size is not a whole number of bytes");
-	if (bits / 8 != t->end - t->begin)
-		return eq_fail(err, EQ_ENOTST,
-			       "%s: tensor '%s': shape and dtype make %llu bytes, data_offsets %llu",
-			       file, show(t->name, t->name_len).text,
-			       (unsigned long long)(bits / 8),
-			       (unsigned long long)(t->end - t->begin));
-	return 0;
-}
-
-struct name_hash {
-	uint64_t hash;
-	const struct eq_st_tensor *t;
-};
-
-static int compare_names(const struct eq_st_tensor *a, const struct eq_st_tensor *b)
-{
-	const uint32_t n = a->name_len < b->name_len ? a->name_len : b->name_len;
-	const int c = memcmp(a->name, b->name, n);
-
-	return c ? c : (a->name_len > b->name_len) - (a->name_len < b->name_len);
-}
-
-static int compare_hashes(const void *x, const void *y)
-{
-	const struct name_hash *a = x, *b = y;
-
-	if (a->hash != b->hash)
-		return a->hash < b->hash ? -1 : 1;
-	return compare_names(a->t, b->t);
-}
-
-/* By sorting, so that names chosen to collide cost no more than a sort. */
-static int check_duplicates(const struct eq_st *st, const char *file,
-			    struct eq_error *err)
-{
-	struct name_hash *h = malloc((st->n_tensors + 1) * sizeof(*h));
-	int rc = 0;
-
-	if (!h)
-		return eq_fail(err, -ENOMEM, "%s: out of memory", file);
-	for (size_t i = 0; i < st->n_tensors; i++) {
-		h[i].t = &st->tensors[i];
-		h[i].hash = XXH3_64bits(h[i].t->name, h[i].t->name_len);
-	}
-	qsort(h, st->n_tensors, sizeof(*h), compare_hashes);
-	for (size_t i = 1; i < st->n_tensors && !rc; i++)
-		if (h[i - 1].hash == h[i].hash && compare_names(h[i - 1].t, h[i].t) == 0)
-			rc = fail_st(h[i].t, file, err, "occurs twice");
-	free(h);
-	return rc;
-}
-
-static int compare_offsets(const void *x, const void *y)
-{
-	const struct eq_st_tensor *a = x, *b = y;
-
-	if (a->begin != b->begin)
-		return a->begin < b->begin ? -1 : 1;
-	if (a->end != b->end)
-		return a->end < b->end ? -1 : 1;
-	return compare_names(a, b);
-}
-
-/* Most files list their tensors in order; glibc's qsort does not notice. */
-static void sort_by_offset(struct eq_st *st)
-{
-	size_t i = 1;
-
-	while (i < st->n_tensors && compare_offsets(&st->tensors[i - 1], &st->tensors[i]) < 0)
-		i++;
-	if (i < st->n_tensors)
-		qsort(st->tensors, st->n_tensors, sizeof(*st->tensors), compare_offsets);
-}
-
-/* The tensors, sorted, must tile the data. */
-static int check_tiling(const struct eq_st *st, const char *file, struct eq_error *err)
-{
-	const uint64_t data = st->file_size - st->prefix_len;
-	uint64_t at = 0;
-
-	for (size_t i = 0; i < st->n_tensors; i++) {
-		const struct eq_st_tensor *t = &st->tensors[i];
-
-		if (t->begin != at)
-			return eq_fail(err, EQ_ENOTST,
-				       "%s: tensor '%s': begins at %llu, %s %llu", file,
-				       show(t->name, t->name_len).text,
-				       (unsigned long long)t->begin,
-				       t->begin < at ? "overlaps the one before, which ends at" :
-						       "leaves a hole after",
-				       (unsigned long long)at);
-		at = t->end;
-	}
-	if (at != data)
-		return eq_fail(err, EQ_ENOTST,
-			       "%s: its tensors take %llu bytes, the file has %llu for them",
-			       file, (unsigned long long)at, (unsigned long long)data);
-	return 0;
-}
-
 /* ---- interface ----------------------------------------------------------- */
 
 /* Check the length field against the file before anything is allocated by it. */
@@ -537,13 +391,7 @@ int eq_st_parse(const void *prefix, uint64_t prefix_len, uint64_t file_size,
 	p.st = st;
 	rc = read_header(&p, text, len);
 	if (!rc)
-		rc = check_duplicates(st, name, err);
-	for (size_t i = 0; i < st->n_tensors && !rc; i++)
-		rc = check_size(&st->tensors[i], name, err);
-	if (!rc) {
-		sort_by_offset(st);
-		rc = check_tiling(st, name, err);
-	}
+		rc = eq_st_check(st, name, err);
 	if (rc) {
 		eq_st_free(st);
 		return rc;

@@ -8,6 +8,8 @@ EQ_CODEC_SOURCES = \
 	codec/policy.c \
 	codec/policy_select.c \
 	codec/safetensors.c \
+	codec/safetensors_check.c \
+	codec/safetensors_priv.h \
 	codec/utf8.c \
 	codec/utf8.h \
 	codec/archive_build.c \

@@ -7,6 +7,7 @@
 #include "codec_util.h"
 #include "coding.h"
 #include "eqcodec.h"
+#include "floats.h"
 #include "kernels_util.h"
 
 /* A tensor coded chunk by chunk, ready to be decoded. */
@@ -106,6 +107,53 @@ static inline void coded_free(struct coded *t)
 	eq_plan_fini(&t->plan);
 	free(t->out);
 	free(t);
+}
+
+/* What eqar.5 says of one unit, by the C library's rounding. */
+static inline uint32_t reference_unit(int dtype, float value, float scale)
+{
+	float p = value * scale;
+	uint32_t u;
+
+	memcpy(&u, &p, 4);
+	if (dtype == EQ_F32)
+		return u;
+	/* To nearest even by search among the 65536 candidates' neighbours. */
+	for (uint32_t h = 0; h < 0x8000; h++) {
+		uint32_t next = h + 1, sign = u >> 16 & 0x8000;
+		double lo = fabs((double)(dtype == EQ_BF16 ? eq_float_of(h << 16) :
+							     eq_float_of(eq_half_widen((uint16_t)h))));
+		double hi = fabs((double)(dtype == EQ_BF16 ? eq_float_of(next << 16) :
+							     eq_float_of(eq_half_widen((uint16_t)next))));
+		double a = fabs((double)p);
+
+		if (a < lo || a >= hi)
+			continue;
+		if (a - lo < hi - a || (a - lo == hi - a && !(h & 1)))
+			return sign | h;
+		return sign | next;
+	}
+	return 0;
+}
+
+static inline void set_scale(void *scales, unsigned scale_dtype, size_t row, float s)
+{
+	uint32_t u;
+
+	memcpy(&u, &s, 4);
+	if (scale_dtype == EQ_SCALE_F32) {
+		memcpy((uint8_t *)scales + 4 * row, &u, 4);
+	} else {
+		uint16_t h = (uint16_t)(u >> 16);
+
+		memcpy((uint8_t *)scales + 2 * row, &h, 2);
+	}
+}
+
+static inline float get_scale(const void *scales, unsigned scale_dtype, size_t row)
+{
+	return scale_dtype == EQ_SCALE_F32 ? eq_float_at(scales, EQ_F32, row) :
+					     eq_float_at(scales, EQ_BF16, row);
 }
 
 #endif

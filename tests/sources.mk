@@ -97,6 +97,8 @@ TEST_FILES = \
 	tests/hub_server.py \
 	tests/posix_cases.py \
 	tests/requirements-torch.txt \
+	tests/lib_model.h \
+	tests/real_names.h \
 	tests/st_text.h \
 	tests/systemd_lib.py \
 	tests/torch_load.py \
