@@ -24,6 +24,7 @@ struct shrink {
 	char tmp[EQ_TMP_NAME_SIZE];
 	char final[NAME_MAX + 1];
 	struct stat st;         /* of the plain file when we began */
+	bool leased;
 	struct eq_error *err;
 };
 
@@ -59,7 +60,8 @@ static int shrink_open(struct shrink *s)
  */
 static int shrink_lease(struct shrink *s, const struct eq_shrink_hooks *hooks)
 {
-	if (fcntl(s->fd, F_SETLEASE, F_RDLCK) == 0)
+	s->leased = fcntl(s->fd, F_SETLEASE, F_RDLCK) == 0;
+	if (s->leased)
 		return 0;
 	if (errno == EAGAIN || (hooks && hooks->written && hooks->written(hooks->arg)))
 		return eq_fail(s->err, -EBUSY, "%s: is being written", s->name);
@@ -125,6 +127,12 @@ static int copy_attributes(struct shrink *s, const struct stat *st)
 	return 0;
 }
 
+/* Does somebody wait for our lease, to write to what he has found under this name? */
+static bool shrink_wanted(const struct shrink *s)
+{
+	return s->leased && fcntl(s->fd, F_GETLEASE) != F_RDLCK;
+}
+
 /*
  * Remove the plain file, and nothing that took its name in the last moment: it
  * is moved aside, looked at, and moved back if it is another one. Our lock keeps
@@ -144,7 +152,7 @@ static int remove_plain(struct shrink *s)
 	close(hold);
 	if (!rc && fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
 		return -errno;
-	if (!rc && !unchanged(s, &at)) {
+	if (!rc && (!unchanged(s, &at) || shrink_wanted(s))) {
 		rc = eq_move_new(s->dirfd, aside, s->dirfd, s->name);
 		rc = rc ? rc : -EBUSY;
 		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
