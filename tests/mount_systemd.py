@@ -171,7 +171,7 @@ def test_shutdown():
         s.proc.wait(40)
         for fd in stores: # which outlive their namespaces
             for i in range(4):
-                base = f"/proc/self/fd/{fd}/m{i}"
+                base = f"/proc/{os.getpid()}/fd/{fd}/m{i}" # for eqar, too
                 if os.path.exists(base + ".eqar"):
                     assert not os.path.exists(base)
                     eqar("unpack", "-q", base + ".eqar", scratch("down.out"))
