@@ -8,7 +8,9 @@ import random
 from memory_lib import *
 
 POINTS = int(os.environ.get("EQFS_CRASH_POINTS", "12"))
-SANITIZED = b"libasan" in read(EQAR)
+
+if sanitized(EQAR):
+    sys.exit(77)
 
 
 def files_of(top):

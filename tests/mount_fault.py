@@ -184,8 +184,7 @@ def test_full():
 
 def test_memory():
     """Less and less memory: what works is right, and nothing is lost."""
-    if b"libasan" in read(EQFS):
-        print("  not with the address sanitizer, which needs all there is")
+    if sanitized(EQFS):
         return
     ran = 0
     for mib in spread(list(range(40, 400, 10)), POINTS // 2):
@@ -220,6 +219,8 @@ def without_memory(scenario, place, count):
 def test_allocations():
     """No memory at each place where the daemon asks for some: once, always there, or
     everywhere from then on."""
+    if sanitized(EQFS):
+        return
     places = {}
     for s in (*SCENARIOS, look):
         r = Run(s, alloc=("", 0)) # none fails
