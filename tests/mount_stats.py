@@ -181,11 +181,17 @@ def test_status():
         assert "Usage: eqar status" in status("--help")
 
 
+def stopped(pid):
+    """A signal reaches one thread, and the others when that one runs."""
+    return all(b") T " in read(f"/proc/{pid}/task/{t}/stat") for t in os.listdir(f"/proc/{pid}/task"))
+
+
 def test_hung():
     """A daemon that does not answer is said to be one, in bounded time."""
     with Mount(scratch("hung")) as m:
         m.proc.send_signal(signal.SIGSTOP)
         try:
+            poll("stopped, every thread", lambda: stopped(m.proc.pid))
             assert "timed out" in status(m.point, code=1)
         finally:
             m.proc.send_signal(signal.SIGCONT)
