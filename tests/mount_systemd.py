@@ -183,7 +183,7 @@ def test_shutdown():
             os.close(fd)
 
 
-why = lacking()
+why = lacking(BUILD)
 if why:
     if "systemd" in os.environ.get("EQFS_TEST_REQUIRE", ""):
         sys.exit(f"{why}, and EQFS_TEST_REQUIRE asks for systemd")

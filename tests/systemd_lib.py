@@ -50,7 +50,7 @@ def cgroup_top():
     return next((t for t in tops if os.access(t, os.W_OK)), None)
 
 
-def lacking():
+def lacking(build):
     """Why there can be none here, or None."""
     if os.geteuid():
         return "not root"
@@ -61,7 +61,13 @@ def lacking():
     r = subprocess.run(["unshare", "--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork", "sh", "-ec",
                         "mount -t tmpfs t $1; mkdir $1/u $1/w $1/r; mount -t overlay -o "
                         "lowerdir=/,upperdir=$1/u,workdir=$1/w o $1/r", "sh", TMP], capture_output=True, check=False)
-    return None if r.returncode == 0 else "no overlay of the root directory in namespaces"
+    if r.returncode:
+        return "no overlay of the root directory in namespaces"
+    try: # in containers of many kinds it does not come up, eqfs or not
+        with Systemd("probe", build, {}):
+            return None
+    except AssertionError as e:
+        return f"systemd does not boot here: {e}"
 
 
 class Systemd:
