@@ -74,15 +74,9 @@ static int fill(struct restore *r)
 {
 	struct eq_run run = { .pool = r->fs->pool, .backend = r->fs->m->backend,
 			      .progress = ending, .progress_arg = r };
-	struct timespec times[2];
 	struct eq_arc *arc;
-	struct stat st;
 	int rc;
 
-	rc = eq_attr_get(r->fs, r->n, &st);
-	if (rc)
-		return rc;
-	r->was = st;
 	if (!r->empty) {
 		rc = eq_attr_archive(r->fs, r->n, &arc);
 		if (rc)
@@ -95,21 +89,30 @@ static int fill(struct restore *r)
 		if (rc)
 			return rc;
 	}
-	if (fchown(r->fd, st.st_uid, st.st_gid) &&
-	    (st.st_uid != geteuid() || st.st_gid != getegid()))
-		return -errno;
-	if (fchmod(r->fd, st.st_mode & 07777))
-		return -errno;
-	eq_xattrs_copy(r->n->fd, r->fd);
 	eq_stale_mark(r->fd, true);
 	if (r->again)
 		eq_dirty_mark(r->fs, r->fd);
-	times[0] = st.st_atim;
-	times[1] = st.st_mtim;
-	if (!r->empty && futimens(r->fd, times))
-		return -errno;
 	/* The long sync comes before the lock. */
 	return fsync(r->fd) ? -errno : 0;
+}
+
+/* Not before the lock: until then they can be changed, and decoding may take long. */
+static int copy_attributes(struct restore *r)
+{
+	struct timespec times[2];
+	int rc = eq_attr_get(r->fs, r->n, &r->was);
+
+	if (rc)
+		return rc;
+	if (fchown(r->fd, r->was.st_uid, r->was.st_gid) &&
+	    (r->was.st_uid != geteuid() || r->was.st_gid != getegid()))
+		return -errno;
+	if (fchmod(r->fd, r->was.st_mode & 07777))
+		return -errno;
+	eq_xattrs_copy(r->n->fd, r->fd);
+	times[0] = r->was.st_atim;
+	times[1] = r->was.st_mtim;
+	return !r->empty && futimens(r->fd, times) ? -errno : 0;
 }
 
 /* A name that could not be synced is given up again: the archive is still there. */
@@ -130,6 +133,10 @@ static int swap(struct restore *r)
 	int fd, rc;
 
 	rc = check_place(r);
+	if (!rc)
+		rc = check_writable(r); /* there may be a link since */
+	if (!rc)
+		rc = copy_attributes(r);
 	if (rc)
 		return rc;
 	eq_proc_path(path, r->fd);

@@ -8,7 +8,9 @@
  *   EQFS_FAULT_LOG   file to append to: "number operation path result"
  *   EQFS_FAULT       before:N or after:N (killed), torn:N (killed after half of a
  *                    write), hang:N (never returns, nor does any event after it),
- *                    or errno:N:NUMBER:COUNT (COUNT events fail)
+ *                    wait:N (writes a byte to EQFS_FAULT_GATE, a pipe that is open for
+ *                    reading, and goes on when that is closed), or
+ *                    errno:N:NUMBER:COUNT (COUNT events fail)
  *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but pread
  *                    without it
  *   EQFS_FAULT_OLD   the kernel is one without FUSE_NOTIFY_PRUNE
@@ -19,6 +21,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/fuse.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -33,7 +36,7 @@
 
 #define NOTIFY_PRUNE 9
 
-enum mode { NOTHING, BEFORE, AFTER, TORN, FAIL, HANG };
+enum mode { NOTHING, BEFORE, AFTER, TORN, FAIL, HANG, WAIT };
 
 static struct {
 	pthread_mutex_t lock;   /* of n, and held during an event */
@@ -48,7 +51,7 @@ static struct {
 __attribute__((constructor)) static void fault_init(void)
 {
 	static const char *const names[] = { "", "before", "after", "torn", "errno",
-					     "hang" };
+					     "hang", "wait" };
 	const char *log = getenv("EQFS_FAULT_LOG"), *what = getenv("EQFS_FAULT");
 	char name[8];
 	int i;
@@ -62,7 +65,7 @@ __attribute__((constructor)) static void fault_init(void)
 					 O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	if (what && sscanf(what, "%7[a-z]:%ld:%d:%ld", name, &fault.first, &fault.error,
 			   &fault.count) >= 2)
-		for (i = BEFORE; i <= HANG; i++)
+		for (i = BEFORE; i <= WAIT; i++)
 			if (!strcmp(name, names[i]))
 				fault.mode = (enum mode)i;
 }
@@ -82,6 +85,18 @@ static void die(void)
 	log_result(-1, 0);
 	kill(getpid(), SIGKILL);
 	pause();
+}
+
+static void wait_at_gate(void)
+{
+	struct pollfd p = { .fd = (int)syscall(SYS_openat, AT_FDCWD, getenv("EQFS_FAULT_GATE"),
+					       O_WRONLY | O_CLOEXEC) };
+
+	if (p.fd < 0 || syscall(SYS_write, p.fd, "", 1) != 1)
+		abort();
+	while (poll(&p, 1, -1) < 0) /* POLLERR: nobody reads any more */
+		;
+	close(p.fd);
 }
 
 /* 0: an event, and the lock is held; an errno: likewise, and it is to fail; -1: none. */
@@ -105,6 +120,8 @@ static int enter(const char *op, const char *path)
 		for (;;)
 			pause();
 	}
+	if (fault.mode == WAIT && fault.n == fault.first)
+		wait_at_gate();
 	if (fault.mode != FAIL || fault.n < fault.first || fault.n - fault.first >= fault.count)
 		return 0;
 	log_result(-1, fault.error);

@@ -52,6 +52,7 @@ SCRIPT_TESTS = \
 	tests/mount_clients.py \
 	tests/mount_crash.py \
 	tests/mount_fault.py \
+	tests/mount_meanwhile.py \
 	tests/mount_model.py \
 	tests/mount_names.py \
 	tests/mount_options.py \

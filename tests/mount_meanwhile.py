@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is done to a file while it changes from an archive to a plain file or back: nothing
+of it may be lost. A preloaded library holds the change up at its first sync or write."""
+import errno
+import select
+import threading
+
+from mount_lib import *
+
+SHIM = os.environ.get("EQFS_FAULT_SHIM", "")
+
+if not os.path.exists(SHIM):
+    sys.exit("EQFS_FAULT_SHIM names no library to preload")
+
+
+class Gate:
+    """Holds the first event of this kind up; a context manager for what is done meanwhile."""
+
+    def __init__(self, store, op):
+        path = store + ".gate"
+        os.makedirs(store, exist_ok=True)
+        os.mkfifo(path)
+        self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        self.env = {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(store), "EQFS_FAULT": "wait:1",
+                    "EQFS_FAULT_OPS": f",{op},", "EQFS_FAULT_GATE": path,
+                    "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
+
+    def __enter__(self):
+        assert select.select([self.fd], [], [], DEADLINE)[0], "the change did not begin"
+
+    def __exit__(self, *exc):
+        os.close(self.fd)
+
+
+def archive(store, name="m"):
+    """A store with one archive, and what is in it."""
+    plain = os.path.join(store, name)
+    os.makedirs(store, exist_ok=True)
+    save_file(model(), plain)
+    os.chmod(plain, 0o644)
+    want = read(plain)
+    eqar("pack", "-q", "-r", store)
+    assert os.listdir(store).count(name + ".eqar") == 1 and not os.path.exists(plain)
+    return want
+
+
+class Opening(threading.Thread):
+    """Opens a file for writing, and may fail."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.path, self.error = path, None
+        self.start()
+
+    def run(self):
+        try:
+            os.close(os.open(self.path, os.O_RDWR))
+        except OSError as e:
+            self.error = e.errno
+
+    def result(self):
+        self.join(DEADLINE)
+        assert not self.is_alive(), "the open does not return"
+        return self.error
+
+
+def change(path):
+    """Attributes, and a function that finds them there."""
+    owner = (4321, 4322) if os.geteuid() == 0 else (os.getuid(), os.getgid())
+    os.chown(path, *owner)
+    os.chmod(path, 0o600)
+    os.setxattr(path, "user.note", b"new")
+    os.utime(path, ns=(5, 1500000000123456789))
+
+    def check(at, mtime=True):
+        st = os.stat(at)
+        assert st.st_mode & 0o7777 == 0o600, oct(st.st_mode)
+        assert (st.st_uid, st.st_gid) == owner
+        assert os.getxattr(at, "user.note") == b"new"
+        assert not mtime or st.st_mtime_ns == 1500000000123456789
+    check(path)
+    return check
+
+
+def test_attributes_while_restored():
+    store = scratch("restored")
+    want = archive(store)
+    gate = Gate(store, "fsync")
+    with Mount(store, settle="3600", env=gate.env) as m:
+        opening = Opening(m.path("m"))
+        with gate:
+            check = change(m.path("m"))
+        assert opening.result() is None
+        assert os.path.exists(m.disk("m")) and not os.path.exists(m.disk("m.eqar"))
+        check(m.path("m"))
+        check(m.disk("m"))
+        assert read(m.path("m")) == want
+
+
+def test_link_while_restored():
+    """It stays an archive, as one that had a link before."""
+    store = scratch("linked")
+    want = archive(store)
+    gate = Gate(store, "fsync")
+    with Mount(store, settle="3600", env=gate.env) as m:
+        opening = Opening(m.path("m"))
+        with gate:
+            os.link(m.path("m"), m.path("l"))
+        assert opening.result() == errno.EPERM
+        assert os.path.samefile(m.path("m"), m.path("l")) and os.stat(m.path("m")).st_nlink == 2
+        assert sorted(os.listdir(store)) == ["l.eqar", "m.eqar"]
+        assert read(m.path("m")) == want == read(m.path("l"))
+
+
+def test_attributes_while_encoded():
+    """It is encoded again, with the new ones."""
+    store = scratch("encoded")
+    gate = Gate(store, "fsync")
+    with Mount(store, env=gate.env) as m:
+        save_file(model(), m.path("m"))
+        want = read(m.path("m"))
+        with gate:
+            assert m.state("m") == "encoding"
+            check = change(m.path("m"))
+        m.settle("m")
+        check(m.path("m"))
+        check(m.disk("m.eqar"), mtime=False)
+        assert read(m.path("m")) == want
+
+
+def test_link_while_encoded():
+    """It stays plain until the link is gone."""
+    store = scratch("encoded2")
+    gate = Gate(store, "fsync")
+    with Mount(store, env=gate.env) as m:
+        save_file(model(), m.path("m"))
+        with gate:
+            assert m.state("m") == "encoding"
+            os.link(m.path("m"), m.path("l"))
+        m.settle("m", want="has hard links")
+        assert os.path.samefile(m.disk("m"), m.disk("l"))
+        os.unlink(m.path("l"))
+        m.settle("m")
+
+
+def test_unpacked():
+    """Likewise by eqar, without a mount."""
+    store = scratch("unpacked")
+    want = archive(store)
+    gate = Gate(store, "write")
+    with subprocess.Popen([EQAR, "unpack", "-q", "-r", store], env={**os.environ, **gate.env}) as p:
+        with gate:
+            check = change(os.path.join(store, "m.eqar"))
+        assert p.wait(DEADLINE) == 0
+    check(os.path.join(store, "m"), mtime=False)
+    assert os.listdir(store) == ["m"] and read(os.path.join(store, "m")) == want
+
+
+run(globals())
