@@ -247,12 +247,12 @@ static int restore_bytes(struct repo *p, struct eq_archive *a,
 }
 
 static int restore(struct repo *p, struct eq_archive *a, const char *plain,
-		   const struct eq_visit *v, const struct stat *st, int xattr_fd)
+		   const struct eq_visit *v, const struct stat *st, int attr_fd)
 {
 	const struct eq_file_info *info = eq_archive_info(a);
-	const struct timespec times[2] = {
-		st->st_atim, { .tv_sec = info->mtime_s,
-			       .tv_nsec = (long)info->mtime_ns } };
+	struct timespec times[2] = { { .tv_sec = 0 },
+				     { .tv_sec = info->mtime_s,
+				       .tv_nsec = (long)info->mtime_ns } };
 	struct eq_error err = { .text = "" };
 	struct eq_output o;
 	struct stat now;
@@ -262,6 +262,9 @@ static int restore(struct repo *p, struct eq_archive *a, const char *plain,
 	if (rc)
 		return rc;
 	rc = restore_bytes(p, a, &o, &err);
+	/* They may have been changed while that was decoded. */
+	if (rc == 0 && fstat(attr_fd, &now))
+		rc = -errno;
 	if (rc == 0 && eq_cli_signal())
 		rc = -ECANCELED;
 	if (rc) {
@@ -269,8 +272,9 @@ static int restore(struct repo *p, struct eq_archive *a, const char *plain,
 		eq_output_abort(&o);
 		return rc;
 	}
-	eq_xattrs_copy(xattr_fd, o.fd);
-	rc = eq_output_commit(&o, st, times);
+	times[0] = now.st_atim;
+	eq_xattrs_copy(attr_fd, o.fd);
+	rc = eq_output_commit(&o, &now, times);
 	if (rc)
 		return rc;
 	/* Remove what we decoded, not what may have taken its name. */
