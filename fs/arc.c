@@ -24,14 +24,19 @@ static void arc_free(struct eq_arc *a)
 	free(a);
 }
 
-void eq_arcs_fini(struct eq_arcs *s)
+static void free_all(struct eq_arc *a)
 {
-	struct eq_arc *a, *next;
+	struct eq_arc *next;
 
-	for (a = s->list; a; a = next) {
+	for (; a; a = next) {
 		next = a->next;
 		arc_free(a);
 	}
+}
+
+void eq_arcs_fini(struct eq_arcs *s)
+{
+	free_all(s->list);
 	pthread_mutex_destroy(&s->lock);
 }
 
@@ -52,14 +57,22 @@ static struct eq_arc *find(struct eq_arcs *s, const struct stat *st)
 	return NULL;
 }
 
-/* Take the idle ones beyond MAX_IDLE off the list; the caller frees them. */
+static bool is_gone(const struct eq_arc *a)
+{
+	struct stat st;
+
+	return a->gone || (fstat(a->fd, &st) == 0 && !st.st_nlink);
+}
+
+/* Take the idle ones that nobody will open again, or beyond MAX_IDLE, off the list; the
+ * caller frees them. */
 static struct eq_arc *surplus(struct eq_arcs *s)
 {
 	struct eq_arc **p = &s->list, *out = NULL, *a;
 	unsigned idle = 0;
 
 	while ((a = *p)) {
-		if (a->refs || ++idle <= MAX_IDLE) {
+		if (a->refs || (!is_gone(a) && ++idle <= MAX_IDLE)) {
 			p = &a->next;
 			continue;
 		}
@@ -94,6 +107,7 @@ static int open_new(int path_fd, const char *name, struct eq_arc **out, struct e
 		return rc;
 	}
 	a->info = eq_archive_info(a->archive);
+	a->fd = fd;
 	a->dev = st.st_dev;
 	a->ino = st.st_ino;
 	a->size = st.st_size;
@@ -147,7 +161,7 @@ void eq_arc_ref(struct eq_arcs *s, struct eq_arc *a)
 
 void eq_arc_put(struct eq_arcs *s, struct eq_arc *a)
 {
-	struct eq_arc *old, *next;
+	struct eq_arc *old;
 
 	if (!a)
 		return;
@@ -155,8 +169,18 @@ void eq_arc_put(struct eq_arcs *s, struct eq_arc *a)
 	a->refs--;
 	old = surplus(s);
 	pthread_mutex_unlock(&s->lock);
-	for (; old; old = next) {
-		next = old->next;
-		arc_free(old);
-	}
+	free_all(old);
+}
+
+void eq_arcs_gone(struct eq_arcs *s, dev_t dev, ino_t ino)
+{
+	struct eq_arc *a, *old;
+
+	pthread_mutex_lock(&s->lock);
+	for (a = s->list; a; a = a->next)
+		if (a->ino == ino && a->dev == dev)
+			a->gone = true;
+	old = surplus(s);
+	pthread_mutex_unlock(&s->lock);
+	free_all(old);
 }

@@ -7,6 +7,7 @@
 #define EQ_ARC_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <sys/stat.h>
 
@@ -22,7 +23,9 @@ struct eq_arc {
 	ino_t ino;
 	off_t size;
 	struct timespec mtim;
+	int fd;                 /* the archive's */
 	unsigned refs;
+	bool gone;              /* not to be kept when nobody uses it */
 	struct eq_arc *next;
 };
 
@@ -43,5 +46,8 @@ int eq_arc_get(struct eq_arcs *s, int path_fd, const char *name, struct eq_arc *
 	       struct eq_error *err);
 void eq_arc_ref(struct eq_arcs *s, struct eq_arc *a);
 void eq_arc_put(struct eq_arcs *s, struct eq_arc *a); /* NULL is fine */
+/* The file has no name any more: its room is given back with the last reference. What was
+ * removed without our hearing of it is found out when an archive, any, is put. */
+void eq_arcs_gone(struct eq_arcs *s, dev_t dev, ino_t ino);
 
 #endif

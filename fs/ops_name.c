@@ -437,6 +437,7 @@ void eq_name_gone(struct eq_fs *fs, struct eq_node *n, struct eq_node *parent, c
 		count_gone(fs, n);
 		eq_compact_drop(fs, n);
 		eq_hot_gone(fs->hot, n->dev, n->ino);
+		eq_arcs_gone(&fs->arcs, n->dev, n->ino);
 	}
 }
 

@@ -208,8 +208,10 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	if (rc && r.tmp[0])
 		unlinkat(r.parent->fd, r.tmp, 0);
 	close(r.fd);
-	if (!rc)
+	if (!rc) {
 		eq_hot_gone(fs->hot, dev, ino);
+		eq_arcs_gone(&fs->arcs, dev, ino);
+	}
 	if (hold >= 0) /* not before: its number could be another archive's by then */
 		close(hold);
 	if (!rc && r.again && !r.apart)

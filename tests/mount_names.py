@@ -24,6 +24,15 @@ def put(m, name, data):
         f.write(data)
 
 
+def fds_of(m):
+    """What the daemon has open, by name."""
+    top, names = f"/proc/{m.proc.pid}/fd", []
+    for n in os.listdir(top):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(f"{top}/{n}"))
+    return names
+
+
 class Fixture:
     """A store with archives a, b and plain files p, q."""
 
@@ -124,6 +133,37 @@ def test_unlink():
         held.close()
         with raises(errno.ENOENT):
             os.unlink(p("a"))
+
+
+def test_removed_room():
+    """What the daemon has open of archives that are gone keeps no room on the disk."""
+    with Mount(scratch("room")) as m:
+        for i, n in enumerate("abcde"):
+            save_file(model(i, layers=1), m.path(n))
+        for n in "abcde":
+            m.settle(n)
+            read(m.path(n))
+
+        def kept():
+            return [n for n in fds_of(m) if n.endswith("(deleted)")]
+        assert m.disk("a.eqar") in fds_of(m), "no archive stays open: nothing to test"
+        os.unlink(m.path("a"))
+        poll("closed after unlink", lambda: not kept())
+        os.rename(m.path("b"), m.path("c"))
+        poll("closed after rename", lambda: not kept())
+        with open(m.path("c"), "r+b") as f: # which makes it plain
+            poll("closed when made plain", lambda: not kept())
+            f.write(read(m.path("c"))[:1])
+        m.settle("c")
+        with open(m.path("d"), "rb") as f:
+            os.unlink(m.path("d"))
+            assert len(f.read()) > 500000
+        poll("closed by the last reader", lambda: not kept())
+        known = os.open(m.path("e"), os.O_PATH) # so that the daemon has to know it
+        os.unlink(m.disk("e.eqar")) # behind our back
+        read(m.path("c"))
+        poll("closed after it was seen", lambda: len(kept()) == 1)
+        os.close(known)
 
 
 def test_hidden_names():
