@@ -19,6 +19,7 @@
 #define ALIGN 64
 #define BUCKETS 4096
 #define SPENT_BYTES ((size_t)4 << 20) /* kept of these before they are reused */
+#define LEAST_HUGE (8 * EQ_SLAB_BYTES) /* a lower limit would do without most of a page */
 
 enum state { LOADING, READY, FAILED };
 
@@ -46,16 +47,18 @@ struct eq_cache {
 	struct eq_pool *pool;
 	const struct eq_backend *backend;
 	size_t batch;           /* extents to decode in one call */
-	size_t limit, bytes;
+	size_t limit;
+	size_t entries;         /* that exist */
 	struct list kept, spent;
 	struct eq_slabs slabs;
 	struct eq_cache_stats stats;
 	struct eq_extent_entry *bucket[BUCKETS];
 };
 
-static size_t cost(const struct eq_extent_entry *e)
+/* Memory that is taken, also by free places of huge pages. */
+static size_t held(const struct eq_cache *c)
 {
-	return e->room.size + sizeof(*e);
+	return c->slabs.held + c->entries * sizeof(struct eq_extent_entry);
 }
 
 int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend *backend,
@@ -81,6 +84,7 @@ static void entry_free(struct eq_cache *c, struct eq_extent_entry *e)
 	pthread_cond_destroy(&e->done);
 	eq_slab_put(&c->slabs, &e->room);
 	free(e);
+	c->entries--;
 }
 
 void eq_cache_free(struct eq_cache *c)
@@ -113,7 +117,7 @@ static void list_add(struct list *l, struct eq_extent_entry *e)
 	e->before = l->last;
 	*(l->last ? &l->last->after : &l->first) = e;
 	l->last = e;
-	l->bytes += cost(e);
+	l->bytes += e->room.size;
 }
 
 static void list_del(struct eq_extent_entry *e)
@@ -122,7 +126,7 @@ static void list_del(struct eq_extent_entry *e)
 
 	*(e->before ? &e->before->after : &l->first) = e->after;
 	*(e->after ? &e->after->before : &l->last) = e->before;
-	l->bytes -= cost(e);
+	l->bytes -= e->room.size;
 	e->on = NULL;
 }
 
@@ -133,7 +137,6 @@ static void unhash(struct eq_cache *c, struct eq_extent_entry *e)
 	while (*p != e)
 		p = &(*p)->next;
 	*p = e->next;
-	c->bytes -= cost(e);
 }
 
 static void pin(struct eq_extent_entry *e)
@@ -162,30 +165,63 @@ static struct eq_extent_entry *find(struct eq_cache *c, uint64_t arc, uint64_t b
 	return NULL;
 }
 
-/* What has to go before another `len` bytes come; NULL: nothing. */
-static struct eq_extent_entry *victim(struct eq_cache *c, size_t len)
+static void evict(struct eq_cache *c, struct eq_extent_entry *e)
 {
-	if (c->spent.bytes > SPENT_BYTES)
-		return c->spent.first;
-	if (c->bytes + len > c->limit)
-		return c->spent.first ? c->spent.first : c->kept.first;
-	return NULL;
+	list_del(e);
+	unhash(c, e);
+	c->stats.evictions++;
+}
+
+static bool idle(const void *owner)
+{
+	return ((const struct eq_extent_entry *)owner)->pins == 0;
+}
+
+/* Give back a huge page of which little is used, if there is one. */
+static bool clear_spare(struct eq_cache *c)
+{
+	void *owner[EQ_SLAB_PLACES];
+	unsigned n = eq_slab_spare(&c->slabs, idle, owner), i;
+
+	for (i = 0; i < n; i++) {
+		evict(c, owner[i]);
+		entry_free(c, owner[i]);
+	}
+	return n > 0;
+}
+
+/* Would another entry with a buffer of `len` bytes be too much? 0: no other one. */
+static bool over(const struct eq_cache *c, size_t len)
+{
+	size_t more = len ? eq_slab_growth(&c->slabs, len, c->limit >= LEAST_HUGE) +
+			    sizeof(struct eq_extent_entry) : 0;
+
+	return held(c) + more > c->limit;
 }
 
 /* Make room for `len` bytes. An entry with a buffer of that size, if one had to
- * go, is returned for reuse, off the table and all lists. */
+ * go, is returned for reuse, pinned, off the table and all lists. */
 static struct eq_extent_entry *recycle(struct eq_cache *c, size_t len)
 {
 	struct eq_extent_entry *e, *found = NULL;
 
-	while ((e = victim(c, len))) {
-		list_del(e);
-		unhash(c, e);
-		c->stats.evictions++;
-		if (!found && e->room.size == len)
+	for (;;) {
+		if (c->spent.bytes <= SPENT_BYTES) {
+			if (!over(c, found ? 0 : len))
+				break;
+			if (clear_spare(c))
+				continue;
+		}
+		e = c->spent.first ? c->spent.first : c->kept.first;
+		if (!e)
+			break;
+		evict(c, e);
+		if (!found && e->room.size == len) {
 			found = e;
-		else
+			found->pins = 1;
+		} else {
 			entry_free(c, e);
+		}
 	}
 	return found;
 }
@@ -200,11 +236,14 @@ static struct eq_extent_entry *add(struct eq_cache *c, uint64_t arc, const struc
 		e = calloc(1, sizeof(*e));
 		if (!e)
 			return NULL;
-		e->room = eq_slab_get(&c->slabs, cap);
+		/* Too much although nothing is left to go: no more than needed, then. */
+		e->room = eq_slab_get(&c->slabs, cap,
+				      c->limit >= LEAST_HUGE && !over(c, cap), e);
 		if (!e->room.data) {
 			free(e);
 			return NULL;
 		}
+		c->entries++;
 		pthread_cond_init(&e->done, NULL);
 	}
 	e->arc = arc;
@@ -216,7 +255,6 @@ static struct eq_extent_entry *add(struct eq_cache *c, uint64_t arc, const struc
 	b = bucket(c, arc, ext->begin);
 	e->next = *b;
 	*b = e;
-	c->bytes += cost(e);
 	return e;
 }
 
@@ -355,7 +393,7 @@ void eq_cache_stats(struct eq_cache *c, struct eq_cache_stats *out)
 {
 	pthread_mutex_lock(&c->lock);
 	*out = c->stats;
-	out->bytes = c->bytes;
+	out->bytes = held(c);
 	out->limit = c->limit;
 	pthread_mutex_unlock(&c->lock);
 }

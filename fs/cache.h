@@ -15,8 +15,8 @@
 
 struct eq_cache;
 
-/* At least limit bytes of extents are kept; what is being used comes on top, and so do
- * the places of huge pages that are free while others of the page are not.
+/* Whole huge pages count against the limit, even if most of one is free. What is being
+ * used may come on top, and what malloc() has not yet given back: a few MiB.
  * pool and backend are borrowed. *out is NULL on -ENOMEM. */
 int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend *backend,
 		    struct eq_cache **out);

@@ -3,6 +3,7 @@
 nobody's way."""
 import errno
 import json
+import mmap
 import re
 import threading
 
@@ -373,6 +374,48 @@ def test_out_of_the_way():
         os.unlink(m.path(".eqfs", "stats"))
         os.rmdir(m.path(".eqfs"))
         poll("statistics back", lambda: os.path.exists(m.path(".eqfs", "stats")) and stats(m))
+
+
+def anonymous(m):
+    with open(f"/proc/{m.proc.pid}/smaps_rollup") as f:
+        return next(int(line.split()[1]) << 10 for line in f if line.startswith("Anonymous:"))
+
+
+def test_cache_limit():
+    """What is resident stays within cache=, whatever sizes chunks had before, and though one
+    chunk in 2 MiB is read again and again."""
+    limit, slack, rng = 32 << 20, 12 << 20, np.random.default_rng(6)
+    names = {"odd": np.float32, "u8": np.uint8, "bf16": ml_dtypes.bfloat16, "f32": np.float32,
+             "f64": np.float64} # odd: no chunk has one of the usual sizes
+    chunk = 1 << 17 # units
+    store = scratch("limit")
+    os.makedirs(store)
+    for name, dtype in names.items():
+        units = (36 << 20) // np.dtype(dtype).itemsize
+        w = rng.standard_normal(units, np.float32)
+        w = (w.view(np.uint32) >> 30).astype(np.uint8) if name == "u8" else (w * 0.02).astype(dtype)
+        parts = 120 if name == "odd" else 1
+        save_file({f"w{i}": part for i, part in enumerate(np.array_split(w, parts))}, scratch(name))
+        eqar("pack", scratch(name), f"{store}/{name}.eqar")
+    with Mount(store, "ro", f"cache={limit >> 20}M") as m:
+        before, buf = anonymous(m), mmap.mmap(-1, 4096)
+        for name in [*names, "odd"]:
+            dtype = names[name]
+            step = 300 << 10 if name == "odd" else chunk * np.dtype(dtype).itemsize
+            fd = os.open(m.path(name), os.O_RDONLY | os.O_DIRECT)
+            hot = []
+            for n, at in enumerate(range(os.fstat(fd).st_size // step * step, 0, -step)):
+                # backwards, so that nothing is decoded ahead
+                assert os.preadv(fd, [buf], at - 4096) == 4096
+                if n % ((2 << 20) // step) == 0:
+                    hot.append(at - 4096)
+                for h in hot:
+                    assert os.preadv(fd, [buf], h) == 4096
+            os.close(fd)
+            s, now = stats(m), anonymous(m) - before
+            print(f"  {name}: {now / 1e6:.1f} MB resident, eqfs_cache_bytes {s['eqfs_cache_bytes'] / 1e6:.1f}")
+            assert limit // 2 < s["eqfs_cache_bytes"] <= limit + (1 << 20), s
+            assert now <= limit + slack or b"libasan" in read(EQFS), (name, now)
 
 
 run(globals())
