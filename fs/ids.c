@@ -316,8 +316,7 @@ void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive, uint64_t
 		return;
 	}
 	e->node = NULL;
-	if (parent)
-		e->parent = (uint32_t)parent;
+	eq_id_seen(ids, id, parent);
 	if (ids->kept++ > ids->n_buckets)
 		grow(ids);
 	insert(ids, at);
@@ -327,9 +326,16 @@ void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive, uint64_t
 
 uint64_t eq_id_parent(const struct eq_ids *ids, uint64_t id)
 {
-	uint32_t parent = find(ids, id)->parent;
+	const struct eq_id *e = find(ids, id);
+	uint32_t parent = e ? e->parent : 0;
 
 	return parent > EQ_ID_ROOT ? number(ids, index_of(parent)) : parent;
+}
+
+void eq_id_seen(struct eq_ids *ids, uint64_t id, uint64_t parent)
+{
+	if (parent)
+		entry(ids, index_of(id))->parent = (uint32_t)parent;
 }
 
 int eq_id_kept(const struct eq_ids *ids, uint64_t id, struct eq_fh *fh, bool *archive)

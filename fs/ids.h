@@ -56,8 +56,9 @@ void eq_id_leave(struct eq_ids *ids, uint64_t id, int fd, bool archive, uint64_t
 void eq_id_pass(struct eq_ids *ids, uint64_t id, struct eq_node *n, uint64_t *also);
 /* Take the first from such a list, which is not empty. */
 uint64_t eq_id_part(const struct eq_ids *ids, uint64_t *also);
-/* Of a number whose node is there, that parent's as it was when the last node went; or 0. */
+/* That parent's number, as it was when the last node went or eq_id_seen said so; or 0. */
 uint64_t eq_id_parent(const struct eq_ids *ids, uint64_t id);
+void eq_id_seen(struct eq_ids *ids, uint64_t id, uint64_t parent);
 
 /* The store's handle of a file. */
 struct eq_fh {

@@ -303,13 +303,10 @@ void eq_node_bequeath(struct eq_nodes *t, struct eq_node *n, struct eq_node *hei
 	pthread_mutex_unlock(&t->lock);
 }
 
-int eq_node_last_dir(struct eq_nodes *t, struct eq_node *n, struct eq_node **out,
-		     struct eq_found *f)
+int eq_node_last_dir(struct eq_nodes *t, uint64_t id, struct eq_node **out, struct eq_found *f)
 {
-	uint64_t id;
-
 	pthread_mutex_lock(&t->lock);
-	id = n->id && n != t->root ? eq_id_parent(&t->ids, n->id) : 0;
+	id = eq_id_parent(&t->ids, id);
 	pthread_mutex_unlock(&t->lock);
 	*out = NULL;
 	return id ? eq_node_by_id(t, id, out, f) : -ESTALE;
@@ -431,6 +428,8 @@ void eq_node_remove(struct eq_nodes *t, struct eq_node *n, struct eq_node *paren
 	pthread_mutex_lock(&t->lock);
 	old = n->parent;
 	if (old && (!parent || (old == parent && !strcmp(n->name, name)))) {
+		if (n->id) /* it may have other names there */
+			eq_id_seen(&t->ids, n->id, old->id);
 		free(n->name);
 		n->name = NULL;
 		n->parent = NULL;

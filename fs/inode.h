@@ -119,9 +119,8 @@ static inline struct eq_node *eq_node_of_id(const struct eq_nodes *t, uint64_t i
  * -ESTALE or another -errno.
  */
 int eq_node_by_id(struct eq_nodes *t, uint64_t id, struct eq_node **out, struct eq_found *f);
-/* Likewise, of the directory in which n was when the kernel last forgot it. */
-int eq_node_last_dir(struct eq_nodes *t, struct eq_node *n, struct eq_node **out,
-		     struct eq_found *f);
+/* Likewise, of the directory in which the file of that number was last seen. */
+int eq_node_last_dir(struct eq_nodes *t, uint64_t id, struct eq_node **out, struct eq_found *f);
 /* Is this one of the numbers of n? */
 bool eq_node_answers(struct eq_nodes *t, struct eq_node *n, uint64_t id);
 /* One more lookup by the kernel, of a node to which the caller has a reference; that goes,

@@ -54,57 +54,102 @@ static bool inside(struct eq_fs *fs, const struct eq_found *dir)
 
 int eq_place_take(struct eq_fs *fs, struct eq_found *f, bool kernel, struct eq_node **out)
 {
-	if (S_ISDIR(f->st.st_mode) && !inside(fs, f)) {
+	if (!inside(fs, f)) {
 		close(f->fd);
 		return -ESTALE;
 	}
 	return eq_node_take(&fs->nodes, f, NULL, NULL, kernel, out);
 }
 
-/* Is this entry of the directory a name of n? Then it is from now on where n is. */
-static bool names(struct eq_fs *fs, struct eq_node *dir, const struct dirent *e, struct eq_node *n)
+/* The directory in which the file of that number was last seen, with a reference; or NULL. */
+static struct eq_node *last_dir(struct eq_fs *fs, uint64_t id)
 {
-	char name[NAME_MAX + 1];
+	struct eq_node *dir;
 	struct eq_found f;
 
-	if (e->d_ino != n->ino || strlen(e->d_name) > NAME_MAX)
-		return false;
-	strcpy(name, e->d_name);
-	if (n->archive && eq_name_is_archive(name))
-		name[strlen(name) - strlen(EQ_SUFFIX)] = '\0';
-	return eq_name_stat(dir->fd, name, &f) == 0 && f.archive == n->archive &&
-	       f.st.st_ino == n->ino && f.st.st_dev == n->dev &&
-	       eq_node_move(&fs->nodes, n, dir, name) == 0;
+	if (eq_node_last_dir(&fs->nodes, id, &dir, &f))
+		return NULL;
+	if (!dir) {
+		if (S_ISDIR(f.st.st_mode))
+			return eq_place_take(fs, &f, false, &dir) ? NULL : dir;
+		close(f.fd);
+		return NULL;
+	}
+	f.fd = dir->fd;
+	if (S_ISDIR(dir->type) && fstat(f.fd, &f.st) == 0 && inside(fs, &f))
+		return dir;
+	eq_node_unref(&fs->nodes, dir);
+	return NULL;
 }
 
-static void search(struct eq_fs *fs, struct eq_node *dir, struct eq_node *n)
+/* Is this entry of the directory a name of the file? name: as the mount shows it. */
+static bool names(int dirfd, const struct dirent *e, const struct eq_found *file,
+		  char name[NAME_MAX + 1])
 {
-	int fd = openat(dir->fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	struct eq_found f;
+
+	if (e->d_ino != file->st.st_ino || strlen(e->d_name) > NAME_MAX)
+		return false;
+	strcpy(name, e->d_name);
+	if (file->archive && eq_name_is_archive(name))
+		name[strlen(name) - strlen(EQ_SUFFIX)] = '\0';
+	return eq_name_stat(dirfd, name, &f) == 0 && f.archive == file->archive &&
+	       same(&f.st, &file->st);
+}
+
+static int search(int dirfd, const struct eq_found *file, char name[NAME_MAX + 1])
+{
+	int fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	DIR *d = fd < 0 ? NULL : fdopendir(fd);
-	struct dirent *e;
+	const struct dirent *e = NULL;
 
 	if (!d && fd >= 0)
 		close(fd);
-	while (d && (e = readdir(d)) && !names(fs, dir, e, n))
+	while (d && (e = readdir(d)) && !names(dirfd, e, file, name))
 		;
 	if (d)
 		closedir(d);
+	return e ? 0 : -ENOENT;
+}
+
+int eq_place_take_file(struct eq_fs *fs, uint64_t id, const struct eq_found *file,
+		       struct eq_node **out)
+{
+	struct eq_node *dir = last_dir(fs, id);
+	char name[NAME_MAX + 1];
+	struct eq_found f;
+	int rc = -ESTALE;
+
+	if (!dir)
+		return rc;
+	if (search(dir->fd, file, name) == 0) {
+		pthread_rwlock_rdlock(&fs->names);
+		if (eq_name_find(dir->fd, name, &f) == 0)
+			rc = eq_node_take(&fs->nodes, &f, dir, name, true, out);
+		pthread_rwlock_unlock(&fs->names);
+	}
+	eq_node_unref(&fs->nodes, dir);
+	return rc;
 }
 
 int eq_place_find(struct eq_fs *fs, struct eq_node *n, struct eq_node **parent,
 		  char name[NAME_MAX + 1])
 {
+	struct eq_found file = { .fd = -1 };
 	struct eq_node *dir;
-	struct eq_found f;
 	int rc = eq_node_place(&fs->nodes, n, parent, name);
 
-	if (!rc || eq_node_last_dir(&fs->nodes, n, &dir, &f))
+	if (!rc)
 		return rc;
-	if (!dir && eq_place_take(fs, &f, false, &dir))
+	dir = last_dir(fs, n->id);
+	if (!dir)
 		return rc;
 	pthread_rwlock_rdlock(&fs->names);
-	if (S_ISDIR(dir->type))
-		search(fs, dir, n);
+	file.archive = n->archive;
+	file.st.st_dev = n->dev;
+	file.st.st_ino = n->ino;
+	if (search(dir->fd, &file, name) == 0)
+		(void)eq_node_move(&fs->nodes, n, dir, name);
 	rc = eq_node_place(&fs->nodes, n, parent, name);
 	pthread_rwlock_unlock(&fs->names);
 	eq_node_unref(&fs->nodes, dir);

@@ -173,6 +173,52 @@ def case_handles_written(p):
         assert all(e.inode() == e.stat().st_ino for e in os.scandir(p("d")))
 
 
+def case_handles_outside(p):
+    """What was moved out of the store, or about in it, is not found where its names are not."""
+    if not ROOT or not p.mount:
+        return
+    below, out = p.mount.disk(os.path.relpath(p(), p.mount.point)), scratch("outside")
+    os.makedirs(p("d"))
+    os.mkdir(p("e"))
+    os.mkdir(out)
+    names = ("f", "m", "d/g", "s", "fifo")
+    p.put("f", b"plain")
+    p.put("m", read(saved(11)))
+    p.put("d/g", b"deep")
+    os.symlink("f", p("s"))
+    os.mkfifo(p("fifo"))
+    p.settle("m")
+    handles = {n: handle_of(p(n)) for n in names}
+    moves = [(n, n) for n in ("f", "s", "fifo")] + [("m.eqar", "m.eqar"), ("d", "d")]
+    forget(p)
+    for n, to in moves:
+        os.rename(os.path.join(below, n), os.path.join(out, to))
+    for n in names:
+        for flags in (os.O_PATH, os.O_RDWR) if n in ("f", "m", "d/g") else (os.O_PATH,):
+            with raises(ESTALE, n):
+                open_handle(p, handles[n], flags)
+    for n, to in moves:
+        os.rename(os.path.join(out, to), os.path.join(below, n))
+    for n in names:
+        os.close(open_handle(p, handles[n], os.O_PATH))
+    # Within the store its new name has to be seen first.
+    forget(p)
+    os.rename(os.path.join(below, "f"), os.path.join(below, "e/f"))
+    with raises(ESTALE):
+        open_handle(p, handles["f"])
+    assert os.stat(p("e/f")).st_size == 5
+    for _ in range(2):
+        forget(p)
+        assert content(p, handles["f"]) == b"plain"
+    # Through the mount it is seen; and one name of two is enough.
+    os.rename(p("e/f"), p("d/f"))
+    os.link(p("d/f"), p("d/other"))
+    os.stat(p("d/f"))
+    os.unlink(p("d/f"))
+    forget(p)
+    assert content(p, handles["f"]) == b"plain"
+
+
 def case_handles_of_open(p):
     """What is encoded while somebody reads it has two handles then, and both are good."""
     if not ROOT:
