@@ -123,6 +123,17 @@ static void moved(struct eq_fs *fs, struct eq_node *n, const struct side *to)
 	eq_compact_offer(fs, n);
 }
 
+/* May each have the other's name? */
+static int check_names(struct eq_fs *fs, const struct side *from, const struct side *to,
+		       unsigned flags)
+{
+	int rc = eq_name_check(fs, to->name, from->f.st.st_mode);
+
+	if (!rc && flags & RENAME_EXCHANGE && to->there)
+		rc = eq_name_check(fs, from->name, to->f.st.st_mode);
+	return rc;
+}
+
 static int do_rename(struct eq_fs *fs, struct side *from, struct side *to, unsigned flags)
 {
 	int rc;
@@ -133,9 +144,7 @@ static int do_rename(struct eq_fs *fs, struct side *from, struct side *to, unsig
 	if (!rc)
 		rc = look(fs, to);
 	if (!rc)
-		rc = eq_name_check(fs, to->name, from->f.st.st_mode);
-	if (!rc && flags & RENAME_EXCHANGE && to->there)
-		rc = eq_name_check(fs, from->name, to->f.st.st_mode);
+		rc = check_names(fs, from, to, flags);
 	if (!rc && flags & RENAME_NOREPLACE && to->there)
 		rc = -EEXIST;
 	if (rc)
@@ -176,20 +185,28 @@ static int restore_at(struct eq_fs *fs, struct eq_node *dir, const char *name)
 	return rc;
 }
 
-/* An archive cannot have a name as long as a plain file can, nor change places with what
- * is none. */
-static int restore_for(struct eq_fs *fs, const struct side *from, const struct side *to,
-		       unsigned flags)
+/*
+ * An archive cannot have a name as long as a plain file can, nor change places with what
+ * is none. A lossy one stays plain then: not for a rename that is refused anyhow.
+ */
+static int restore_for(struct eq_fs *fs, struct side *from, struct side *to, unsigned flags)
 {
 	char archive[NAME_MAX + 1];
-	struct eq_found a, b;
+	int rc;
 
+	from->there = eq_name_stat(from->dir->fd, from->name, &from->f) == 0;
+	to->there = eq_name_stat(to->dir->fd, to->name, &to->f) == 0;
+	if (!from->there)
+		return 0;
+	rc = check_names(fs, from, to, flags);
+	if (rc)
+		return rc;
 	if (strlen(to->name) <= NAME_MAX && eq_name_archive(to->name, archive))
 		return restore_at(fs, from->dir, from->name);
-	if (!(flags & RENAME_EXCHANGE) || eq_name_stat(from->dir->fd, from->name, &a) ||
-	    eq_name_stat(to->dir->fd, to->name, &b) || a.archive == b.archive)
+	if (!(flags & RENAME_EXCHANGE) || !to->there || from->f.archive == to->f.archive)
 		return 0;
-	return a.archive ? restore_at(fs, from->dir, from->name) : restore_at(fs, to->dir, to->name);
+	return from->f.archive ? restore_at(fs, from->dir, from->name)
+			       : restore_at(fs, to->dir, to->name);
 }
 
 void eq_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_t newparent,

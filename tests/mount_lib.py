@@ -3,6 +3,7 @@
 taken down again, small models, and a runner that fails when it ran nothing."""
 import atexit
 import contextlib
+import ctypes
 import hashlib
 import os
 import shutil
@@ -29,6 +30,8 @@ if not os.path.exists("/dev/fuse"):
 
 TMP = tempfile.mkdtemp(prefix="eqfs-test-", dir=os.environ.get("TMPDIR", "/var/tmp"))
 _mounts = []
+_LIBC = ctypes.CDLL(None, use_errno=True)
+NOREPLACE, EXCHANGE = 1, 2
 
 
 def _clean_up():
@@ -52,6 +55,12 @@ def poll(what, check, deadline=DEADLINE):
         if time.monotonic() > end:
             raise AssertionError(f"after {deadline} s still not: {what}")
         time.sleep(0.01)
+
+
+def renameat2(old, new, flags):
+    if _LIBC.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags):
+        e = ctypes.get_errno()
+        raise OSError(e, os.strerror(e))
 
 
 def mounted(path):

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 
-from mount_lib import EQAR, Mount, eqar, model, poll, raises, run, scratch, sha, xattr
+from mount_lib import EQAR, EXCHANGE, Mount, eqar, model, poll, raises, renameat2, run, scratch, sha, xattr
 from safetensors.numpy import save_file
 
 
@@ -86,6 +86,24 @@ def test_lossless_archive():
     with Mount(scratch("mixed")) as m:
         m.settle("queued")
         assert sha(m.path("queued")) == sha(plain)
+
+
+def test_exchange():
+    """With what is no archive: plain then, the same bytes; but not if it fails."""
+    m, before = quantised("exchange")
+    with m:
+        os.mkdir(m.path("x.eqar"))
+        os.mkdir(m.path("d"))
+        for old, new in (("m.safetensors", "x.eqar"), ("x.eqar", "m.safetensors")):
+            with raises(errno.EPERM, "a file took a name that is an archive's"):
+                renameat2(m.path(old), m.path(new), EXCHANGE)
+        long = m.path("x" * 250 + ".eqar")
+        with raises(errno.EPERM, "renamed to a name that is an archive's"):
+            os.rename(m.path("m.safetensors"), long)
+        assert m.state("m.safetensors") == "archived"
+        renameat2(m.path("m.safetensors"), m.path("d"), EXCHANGE)
+        m.settle("d", want="plain")
+        assert sha(m.path("d")) == before and os.path.isdir(m.path("m.safetensors"))
 
 
 def test_links_of_archive():

@@ -10,13 +10,6 @@ import stat
 from mount_lib import *
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-NOREPLACE, EXCHANGE = 1, 2
-
-
-def renameat2(old, new, flags):
-    if LIBC.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags):
-        e = ctypes.get_errno()
-        raise OSError(e, os.strerror(e))
 
 
 def put(m, name, data):
