@@ -383,7 +383,13 @@ static void not_encoded(struct job *j, int rc, const char *text)
 {
 	struct eq_fs *fs = j->c->fs;
 	const char *why = eq_strerror(rc);
+	struct stat st;
 
+	if (fstat(j->node->fd, &st) == 0 && !st.st_nlink) {
+		/* Perhaps it was deleted in the store, of which we do not hear. */
+		eq_compact_drop(fs, j->node);
+		return;
+	}
 	switch (rc) {
 	case -ECANCELED:
 	case -EBUSY:

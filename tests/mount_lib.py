@@ -166,6 +166,15 @@ def xattr(path, name):
     return os.getxattr(path, "user.eqfs." + name).decode()
 
 
+def fds_of(m):
+    """What the daemon has open, by name."""
+    top, names = f"/proc/{m.proc.pid}/fd", []
+    for n in os.listdir(top):
+        with contextlib.suppress(OSError):
+            names.append(os.readlink(f"{top}/{n}"))
+    return names
+
+
 def scratch(name):
     return os.path.join(TMP, name)
 

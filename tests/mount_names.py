@@ -17,15 +17,6 @@ def put(m, name, data):
         f.write(data)
 
 
-def fds_of(m):
-    """What the daemon has open, by name."""
-    top, names = f"/proc/{m.proc.pid}/fd", []
-    for n in os.listdir(top):
-        with contextlib.suppress(OSError):
-            names.append(os.readlink(f"{top}/{n}"))
-    return names
-
-
 class Fixture:
     """A store with archives a, b and plain files p, q."""
 

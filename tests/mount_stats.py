@@ -56,6 +56,27 @@ def stats(m):
     return parse(stats_text(m))
 
 
+def test_deleted_below():
+    """A file that is deleted in the store is given up: not queued for ever, nor held."""
+    with Mount(scratch("below"), settle="1") as m:
+        save_file(model(7), m.path("m"))
+        assert stats(m)["eqfs_queue_files"] == 1
+        os.unlink(m.disk("m"))
+
+        def given_up():
+            now = stats(m)
+            return now["eqfs_queue_files"] + now["eqfs_encoding_files"] == 0
+        poll("given up", given_up, 20)
+        if os.geteuid() == 0: # so that the kernel forgets it
+            def closed():
+                with open("/proc/sys/vm/drop_caches", "w") as f:
+                    f.write("2")
+                return m.disk("m") + " (deleted)" not in fds_of(m)
+            with raises(errno.ENOENT):
+                poll("seen to be gone", lambda: not os.stat(m.path("m")))
+            poll("closed", closed, 20)
+
+
 def backend(m):
     """As both ways to ask tell it."""
     r = subprocess.run([EQAR, "status", m.point], check=True, capture_output=True, text=True)
