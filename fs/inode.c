@@ -142,6 +142,7 @@ static void free_all(struct eq_node *n)
 int eq_nodes_init(struct eq_nodes *t, int root_fd)
 {
 	struct eq_found f = { .fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC) };
+	pthread_condattr_t attr;
 	int rc = -ENOMEM;
 
 	memset(t, 0, sizeof(*t));
@@ -165,8 +166,11 @@ int eq_nodes_init(struct eq_nodes *t, int root_fd)
 	t->root->refs = 1;
 	t->root->id = EQ_ID_ROOT;
 	pthread_mutex_init(&t->lock, NULL);
-	pthread_cond_init(&t->crowded, NULL);
-	pthread_cond_init(&t->room, NULL);
+	pthread_condattr_init(&attr);
+	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+	pthread_cond_init(&t->crowded, &attr);
+	pthread_cond_init(&t->room, &attr);
+	pthread_condattr_destroy(&attr);
 	return 0;
 err:
 	eq_ids_fini(&t->ids);

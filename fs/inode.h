@@ -91,7 +91,7 @@ struct eq_nodes {
 	size_t n_buckets, count;
 	struct eq_ids ids;
 	struct eq_node *root;
-	pthread_cond_t crowded; /* signalled when there are more than `many`, if that is set */
+	pthread_cond_t crowded; /* (of CLOCK_MONOTONIC, both) signalled when there are more than `many`, if that is set */
 	size_t many;            /* set by who waits for that */
 	pthread_cond_t room;    /* signalled when there are no more than that again */
 	size_t hand;            /* bucket where the search for idle ones goes on */

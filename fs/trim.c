@@ -86,7 +86,7 @@ static void rest(struct eq_trim *t)
 	if (nodes->many > t->many / 5 * 7)
 		nodes->many = t->many / 5 * 7;
 	pthread_cond_broadcast(&nodes->room);
-	clock_gettime(CLOCK_REALTIME, &until);
+	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += t->rest;
 	while (!t->stop && nodes->count <= nodes->many &&
 	       pthread_cond_timedwait(&nodes->crowded, &nodes->lock, &until) == 0)
@@ -119,7 +119,7 @@ void eq_trim_pace(struct eq_fs *fs)
 
 	pthread_mutex_lock(&nodes->lock);
 	if (nodes->many && nodes->count > nodes->many + nodes->many / 4) {
-		clock_gettime(CLOCK_REALTIME, &until);
+		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_sec += PACE_SECONDS;
 		while (nodes->count > nodes->many &&
 		       pthread_cond_timedwait(&nodes->room, &nodes->lock, &until) == 0)
