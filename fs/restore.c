@@ -126,6 +126,21 @@ static void withdraw(struct restore *r)
 		unlinkat(r->parent->fd, r->name, 0);
 }
 
+/* The plain file, as whatever node it has now, is to be encoded again. Under the lock of
+ * the names. */
+static void want_encoded(struct restore *r)
+{
+	struct eq_found f = { .archive = false };
+	struct eq_node *n;
+
+	if (!r->again || fstat(r->fd, &f.st))
+		return;
+	n = eq_node_find(&r->fs->nodes, &f);
+	if (n)
+		eq_dirty_set(r->fs, n);
+	eq_node_unref(&r->fs->nodes, n);
+}
+
 /* Under the lock of the names. */
 static int swap(struct restore *r)
 {
@@ -152,6 +167,7 @@ static int swap(struct restore *r)
 	r->tmp[0] = '\0';
 	/* From here on the plain file counts, whatever becomes of the archive. */
 	rc = eq_become_plain(r->fs, r->n, r->parent, r->name, fd, r->apart);
+	want_encoded(r);
 	if (unlinkat(r->parent->fd, r->archive, 0))
 		eq_log(&r->fs->log, EQ_LOG_WARN, "%s: cannot remove: %s", r->archive,
 		       eq_strerror(-errno));
@@ -214,8 +230,6 @@ int eq_restore(struct eq_fs *fs, struct eq_node *n, bool empty)
 	}
 	if (hold >= 0) /* not before: its number could be another archive's by then */
 		close(hold);
-	if (!rc && r.again && !r.apart)
-		eq_dirty_set(fs, n);
 out:
 	eq_pass_back(n);
 	eq_node_unref(&fs->nodes, r.parent);

@@ -245,6 +245,25 @@ def test_hot_and_writers():
         assert not os.path.exists(m.disk("a.safetensors.eqar"))
 
 
+def test_hot_opened_for_writing_alone():
+    """Nobody wrote to it, so it becomes an archive again, also beside a reader of the copy."""
+    store = scratch("alone")
+    want = archive(store, "a", 1)
+    with Mount(store, "hot=64M") as m:
+        read(m.path("a"))
+        wait_made(m, 1)
+        reader = os.open(m.path("a"), os.O_RDONLY)
+        assert os.pread(reader, 100, 0) == want[:100]
+        os.close(os.open(m.path("a"), os.O_RDWR))
+        assert "made a plain file again" in m.log()
+        if passes(m): # or the reader has the plain file, which stays while he has
+            m.settle("a")
+        assert os.pread(reader, 100, 0) == want[:100]
+        os.close(reader)
+        m.settle("a")
+        assert read(m.path("a")) == want
+
+
 def test_hot_replaced():
     store = scratch("replaced")
     archive(store, "a", 1)
