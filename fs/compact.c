@@ -81,22 +81,46 @@ bool eq_dirty_marked(const struct eq_fs *fs, const struct eq_node *n)
 	       (len == sizeof(MARK_LOSSY) - 1 && !memcmp(what, MARK_LOSSY, (size_t)len));
 }
 
-/* reason: why it stays plain, or NULL. The caller has a reference. */
-static void dirty_clear(struct eq_fs *fs, struct eq_node *n, const char *reason)
+/* Under n->lock. Does the caller have to drop the reference of n to itself? */
+static bool clear_locked(struct eq_node *n, const char *reason)
 {
+	bool pinned = n->pinned;
 	char path[EQ_PROC_SIZE];
-	bool pinned;
 
-	pthread_mutex_lock(&n->lock);
-	pinned = n->pinned;
 	n->dirty = n->pinned = false;
 	free(n->reason);
 	n->reason = reason ? strdup(reason) : NULL;
 	eq_proc_path(path, n->fd);
 	(void)!removexattr(path, EQ_XATTR_QUEUED);
+	return pinned;
+}
+
+/* reason: why it stays plain, or NULL. The caller has a reference. */
+static void dirty_clear(struct eq_fs *fs, struct eq_node *n, const char *reason)
+{
+	bool pinned;
+
+	pthread_mutex_lock(&n->lock);
+	pinned = clear_locked(n, reason);
 	pthread_mutex_unlock(&n->lock);
 	if (pinned)
 		eq_node_unref(&fs->nodes, n);
+}
+
+/* Only if it has no name: whoever gives it one marks it after that, under n->lock. */
+static bool dirty_clear_nameless(struct eq_fs *fs, struct eq_node *n)
+{
+	bool nameless, pinned = false;
+	struct stat st;
+
+	pthread_mutex_lock(&n->lock);
+	nameless = fstat(n->fd, &st) || st.st_nlink == 0;
+	if (nameless)
+		pinned = clear_locked(n, NULL);
+	pthread_mutex_unlock(&n->lock);
+	if (pinned)
+		eq_node_unref(&fs->nodes, n);
+	return nameless;
 }
 
 static void set_reason(struct eq_node *n, const char *reason)
@@ -212,7 +236,8 @@ void eq_compact_drop(struct eq_fs *fs, struct eq_node *n)
 	if (!fs->compact)
 		return;
 	withdraw(fs, n);
-	dirty_clear(fs, n, NULL);
+	if (!dirty_clear_nameless(fs, n)) /* linked in the last moment, and perhaps queued */
+		offer(fs, n, fs->m->settle);
 }
 
 int eq_writer_begin(struct eq_fs *fs, struct eq_node *n)
