@@ -16,7 +16,7 @@
 struct eq_cache;
 
 /* Whole huge pages count against the limit, even if most of one is free. What is being
- * used may come on top, and what malloc() has not yet given back: a few MiB.
+ * used may come on top, and what malloc() has not yet given back: 64 MiB at most.
  * pool and backend are borrowed. *out is NULL on -ENOMEM. */
 int eq_cache_create(size_t limit, struct eq_pool *pool, const struct eq_backend *backend,
 		    struct eq_cache **out);

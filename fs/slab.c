@@ -14,7 +14,10 @@
 #include "slab.h"
 
 #define HUGE_PAGE EQ_SLAB_BYTES
-#define LOOSE ((size_t)4 << 20)         /* left to malloc() at most when a page is mapped */
+/* Left to malloc() at most when a page is mapped, and otherwise: then it is likely to
+ * be used again, and giving it back costs faults. */
+#define LOOSE ((size_t)4 << 20)
+#define LOOSE_MOST ((size_t)64 << 20)
 #define LEAST ((size_t)128 << 10)       /* chunks have 128 Ki units of 1 to 8 bytes */
 #define ALIGN 64
 
@@ -96,17 +99,22 @@ static void set_vacant(struct eq_slabs *s, struct eq_slab *b, unsigned vacant)
 		list_add(to, b);
 }
 
+/* What malloc() keeps of buffers that are gone comes on top of all others. */
+static void tidy(struct eq_slabs *s, size_t most)
+{
+	if (s->loose <= most)
+		return;
+	malloc_trim(0);
+	s->loose = 0;
+}
+
 static struct eq_slab *slab_new(struct eq_slabs *s, unsigned kind)
 {
 	struct eq_slab *b = calloc(1, sizeof(*b));
 
 	if (!b)
 		return NULL;
-	/* What malloc() keeps of other buffers would come on top. */
-	if (s->loose > LOOSE) {
-		malloc_trim(0);
-		s->loose = 0;
-	}
+	tidy(s, LOOSE);
 	b->page = page_map();
 	if (!b->page) {
 		free(b);
@@ -156,6 +164,7 @@ struct eq_room eq_slab_get(struct eq_slabs *s, size_t size, bool huge, void *own
 			return r;
 	}
 	if (!r.slab) {
+		tidy(s, LOOSE_MOST);
 		r.data = aligned_alloc(ALIGN, size);
 		if (r.data)
 			s->held += size;
