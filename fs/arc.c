@@ -166,8 +166,7 @@ void eq_arc_put(struct eq_arcs *s, struct eq_arc *a)
 	if (!a)
 		return;
 	pthread_mutex_lock(&s->lock);
-	a->refs--;
-	old = surplus(s);
+	old = --a->refs ? NULL : surplus(s);
 	pthread_mutex_unlock(&s->lock);
 	free_all(old);
 }
