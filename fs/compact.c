@@ -16,6 +16,7 @@
 #include "notify.h"
 #include "ops.h"
 #include "place.h"
+#include "thread.h"
 
 #define RETRY_SECONDS 1.0       /* at least, before a file that changed is tried again */
 #define FULL_SECONDS 60.0       /* before one is that the system had no room for */
@@ -28,7 +29,7 @@
 
 struct eq_compact {
 	struct eq_fs *fs;
-	pthread_t thread;
+	struct eq_thread thread;
 	pthread_mutex_t lock;
 	pthread_cond_t wake;
 	struct eq_node *first, *last;   /* by due time */
@@ -37,7 +38,6 @@ struct eq_compact {
 	uint64_t current_bytes;
 	_Atomic unsigned done;          /* of it, in 10,000ths */
 	bool drain;                     /* end when nothing is due */
-	bool joined;
 	_Atomic bool stop;
 };
 
@@ -560,21 +560,17 @@ static void *worker(void *arg)
 int eq_compact_create(struct eq_fs *fs)
 {
 	struct eq_compact *c = calloc(1, sizeof(*c));
-	pthread_condattr_t attr;
 	int rc;
 
 	if (!c)
 		return -ENOMEM;
 	c->fs = fs;
 	pthread_mutex_init(&c->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&c->wake, &attr);
-	pthread_condattr_destroy(&attr);
-	rc = pthread_create(&c->thread, NULL, worker, c);
+	eq_cond_init_monotonic(&c->wake);
+	rc = eq_thread_start(&c->thread, worker, c);
 	if (rc) {
 		eq_compact_free(c);
-		return -rc;
+		return rc;
 	}
 	fs->compact = c;
 	return 0;
@@ -598,9 +594,7 @@ void eq_compact_cancel(struct eq_compact *c)
 
 bool eq_compact_ended(struct eq_compact *c)
 {
-	if (!c->joined)
-		c->joined = pthread_tryjoin_np(c->thread, NULL) == 0;
-	return c->joined;
+	return eq_thread_ended(&c->thread);
 }
 
 void eq_compact_free(struct eq_compact *c)

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "fs.h"
+#include "thread.h"
 
 #define MAX_FAILED 64           /* archives remembered as not to be decoded */
 
@@ -38,8 +39,7 @@ struct eq_hot {
 	struct eq_hot_copy *first, *last;
 	pthread_mutex_t lock;
 	pthread_cond_t work;
-	pthread_t thread;
-	bool joined;
+	struct eq_thread thread;
 	_Atomic bool stop;
 };
 
@@ -249,7 +249,7 @@ int eq_hot_create(struct eq_fs *fs, uint64_t limit, struct eq_hot **out)
 	h->limit = limit;
 	pthread_mutex_init(&h->lock, NULL);
 	pthread_cond_init(&h->work, NULL);
-	rc = -pthread_create(&h->thread, NULL, worker, h);
+	rc = eq_thread_start(&h->thread, worker, h);
 	if (rc) {
 		pthread_cond_destroy(&h->work);
 		pthread_mutex_destroy(&h->lock);
@@ -270,9 +270,7 @@ void eq_hot_cancel(struct eq_hot *h)
 
 bool eq_hot_ended(struct eq_hot *h)
 {
-	if (!h->joined)
-		h->joined = pthread_tryjoin_np(h->thread, NULL) == 0;
-	return h->joined;
+	return eq_thread_ended(&h->thread);
 }
 
 void eq_hot_free(struct eq_hot *h)

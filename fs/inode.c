@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "inode.h"
+#include "thread.h"
 
 #define FIRST_BUCKETS 1024
 
@@ -142,7 +143,6 @@ static void free_all(struct eq_node *n)
 int eq_nodes_init(struct eq_nodes *t, int root_fd)
 {
 	struct eq_found f = { .fd = openat(root_fd, ".", O_PATH | O_DIRECTORY | O_CLOEXEC) };
-	pthread_condattr_t attr;
 	int rc = -ENOMEM;
 
 	memset(t, 0, sizeof(*t));
@@ -166,11 +166,8 @@ int eq_nodes_init(struct eq_nodes *t, int root_fd)
 	t->root->refs = 1;
 	t->root->id = EQ_ID_ROOT;
 	pthread_mutex_init(&t->lock, NULL);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&t->crowded, &attr);
-	pthread_cond_init(&t->room, &attr);
-	pthread_condattr_destroy(&attr);
+	eq_cond_init_monotonic(&t->crowded);
+	eq_cond_init_monotonic(&t->room);
 	return 0;
 err:
 	eq_ids_fini(&t->ids);

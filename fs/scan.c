@@ -10,11 +10,11 @@
 
 #include "compact.h"
 #include "scan.h"
+#include "thread.h"
 
 struct eq_scan {
 	struct eq_fs *fs;
-	pthread_t thread;
-	bool joined;
+	struct eq_thread thread;
 	_Atomic bool stop;
 	struct eq_node **todo;  /* directories, each with a reference */
 	size_t n_todo, max_todo;
@@ -178,7 +178,7 @@ int eq_scan_create(struct eq_fs *fs)
 	eq_node_ref(&fs->nodes, fs->nodes.root);
 	rc = push(s, fs->nodes.root);
 	if (!rc)
-		rc = -pthread_create(&s->thread, NULL, scan, s);
+		rc = eq_thread_start(&s->thread, scan, s);
 	if (rc) {
 		eq_node_unref(&fs->nodes, fs->nodes.root);
 		free(s->todo);
@@ -196,9 +196,7 @@ void eq_scan_cancel(struct eq_scan *s)
 
 bool eq_scan_ended(struct eq_scan *s)
 {
-	if (!s->joined)
-		s->joined = pthread_tryjoin_np(s->thread, NULL) == 0;
-	return s->joined;
+	return eq_thread_ended(&s->thread);
 }
 
 void eq_scan_free(struct eq_scan *s)

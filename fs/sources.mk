@@ -52,6 +52,7 @@ EQ_FS_SOURCES = \
 	fs/slab.h \
 	fs/stats.c \
 	fs/stats.h \
+	fs/thread.h \
 	fs/trim.c \
 	fs/trim.h \
 	fs/tune.c \

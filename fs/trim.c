@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include "notify.h"
+#include "thread.h"
 #include "trim.h"
 
 #define ANSWERS_MS 20           /* that the kernel has forgotten comes as a request, */
@@ -16,8 +17,7 @@
 
 struct eq_trim {
 	struct eq_fs *fs;
-	pthread_t thread;
-	bool joined;
+	struct eq_thread thread;
 	bool stop;              /* under the table's lock */
 	size_t many, low;
 	time_t rest;            /* seconds of the last one, or 0 */
@@ -142,7 +142,7 @@ int eq_trim_create(struct eq_fs *fs)
 		/* The other half is for open files, and for what comes meanwhile. */
 		t->many = fs->nodes.many = (size_t)r.rlim_cur / 2;
 		t->low = t->many / 4 * 3;
-		rc = -pthread_create(&t->thread, NULL, trimmer, t);
+		rc = eq_thread_start(&t->thread, trimmer, t);
 	}
 	if (rc)
 		free(t);
@@ -163,9 +163,7 @@ void eq_trim_cancel(struct eq_trim *t)
 
 bool eq_trim_ended(struct eq_trim *t)
 {
-	if (!t->joined)
-		t->joined = pthread_tryjoin_np(t->thread, NULL) == 0;
-	return t->joined;
+	return eq_thread_ended(&t->thread);
 }
 
 void eq_trim_free(struct eq_trim *t)
