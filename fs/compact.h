@@ -30,6 +30,13 @@ void eq_dirty_mark(const struct eq_fs *fs, int fd);
  * sight of. Cheap when it is not. */
 void eq_compact_seen(struct eq_fs *fs, struct eq_node *n);
 
+/*
+ * If n, to which the caller has a reference, is used by nobody, but waits to be encoded,
+ * remember what finds it again in its place. Returns whether it is nothing but the caller's
+ * then: its descriptor goes with it. A store without extended attributes keeps all.
+ */
+bool eq_compact_park(struct eq_fs *fs, struct eq_node *n);
+
 /* A handle for writing comes; -ESTALE when the file has been replaced by its
  * archive and must be looked up again. The caller holds fs->names. */
 int eq_writer_begin(struct eq_fs *fs, struct eq_node *n);

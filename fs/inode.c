@@ -227,7 +227,10 @@ static int lookup_add(struct eq_nodes *t, struct eq_node *n, struct eq_node **de
 			return -ENOMEM;
 		}
 	}
-	n->refs += n->lookups++ == 0;
+	if (n->lookups++ == 0) {
+		n->refs++;
+		t->known++;
+	}
 	return 0;
 }
 
@@ -356,6 +359,33 @@ void eq_node_unref(struct eq_nodes *t, struct eq_node *n)
 	free_all(n);
 }
 
+void eq_node_ref_wait(struct eq_nodes *t, struct eq_node *n)
+{
+	pthread_mutex_lock(&t->lock);
+	n->refs++;
+	n->waits++;
+	pthread_mutex_unlock(&t->lock);
+}
+
+void eq_node_unref_wait(struct eq_nodes *t, struct eq_node *n)
+{
+	pthread_mutex_lock(&t->lock);
+	n->waits--;
+	n = unref(t, n);
+	pthread_mutex_unlock(&t->lock);
+	free_all(n);
+}
+
+bool eq_node_waits_only(struct eq_nodes *t, struct eq_node *n)
+{
+	bool yes;
+
+	pthread_mutex_lock(&t->lock);
+	yes = n->refs == n->waits + 1 && !n->lookups;
+	pthread_mutex_unlock(&t->lock);
+	return yes;
+}
+
 void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n)
 {
 	struct eq_node *dead = NULL;
@@ -363,8 +393,10 @@ void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n)
 	pthread_mutex_lock(&t->lock);
 	if (node != t->root && node->lookups) {
 		node->lookups -= n < node->lookups ? n : node->lookups;
-		if (!node->lookups)
+		if (!node->lookups) {
+			t->known--;
 			dead = unref(t, node);
+		}
 	}
 	pthread_mutex_unlock(&t->lock);
 	free_all(dead);
@@ -379,7 +411,7 @@ size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max, size_
 	for (; *left && got < max; --*left) {
 		t->hand = (t->hand + 1) & (t->n_buckets - 1);
 		for (n = t->bucket[t->hand]; n && got < max; n = n->next) {
-			if (n == t->root || n->refs != 1 || !n->lookups)
+			if (n == t->root || n->refs != n->waits + (n->lookups > 0))
 				continue;
 			if (!n->used) {
 				n->refs++;

@@ -17,6 +17,7 @@
 
 #include "ids.h"
 #include "name.h"
+#include "queue.h"
 
 #define EQ_NODE_LOGGED 8
 
@@ -46,6 +47,7 @@ struct eq_node {
 	dev_t dev;
 	ino_t ino;
 	uint64_t refs;          /* the kernel's lookups together count as one */
+	uint64_t waits;         /* of these, those of what waits to be encoded */
 	uint64_t lookups;
 	_Atomic uint64_t id;    /* 0: the kernel has never heard of it */
 	uint64_t also;          /* list of its other numbers, see ids.h */
@@ -78,17 +80,14 @@ struct eq_node {
 	pthread_mutex_t change; /* held while an archive is made plain; comes before
 	                           every other lock */
 
-	/* Belong to the encoding queue. */
-	struct eq_node *queue_prev, *queue_next;
-	bool queued;
-	uint64_t queued_bytes;
-	struct timespec due;
+	struct eq_wait wait;    /* belongs to the encoding queue */
 };
 
 struct eq_nodes {
 	pthread_mutex_t lock;
 	struct eq_node **bucket;
 	size_t n_buckets, count;
+	size_t known;           /* of these, those that the kernel knows */
 	struct eq_ids ids;
 	struct eq_node *root;
 	pthread_cond_t crowded; /* (of CLOCK_MONOTONIC, both) signalled when there are more than `many`, if that is set */
@@ -130,12 +129,17 @@ int eq_node_show(struct eq_nodes *t, struct eq_node *n);
 struct eq_node *eq_node_find(struct eq_nodes *t, const struct eq_found *f);
 void eq_node_ref(struct eq_nodes *t, struct eq_node *n);
 void eq_node_unref(struct eq_nodes *t, struct eq_node *n);
+/* Likewise, a reference because of which it waits to be encoded. */
+void eq_node_ref_wait(struct eq_nodes *t, struct eq_node *n);
+void eq_node_unref_wait(struct eq_nodes *t, struct eq_node *n);
+/* Are these, and the caller's, the only ones to n? */
+bool eq_node_waits_only(struct eq_nodes *t, struct eq_node *n);
 /* The kernel drops n of its lookups. */
 void eq_node_forget(struct eq_nodes *t, struct eq_node *node, uint64_t n);
 
 /*
- * Up to max nodes that only the kernel's lookups hold, and those not lately, each with
- * a reference for the caller, out of the next *left buckets, which becomes how many are
+ * Up to max nodes that only the kernel's lookups hold, and those not lately, or that wait
+ * to be encoded, each with a reference for the caller, out of the next *left buckets, which becomes how many are
  * left of these. 0: there are none in them. The second time around finds all.
  */
 size_t eq_nodes_idle(struct eq_nodes *t, struct eq_node **out, size_t max, size_t *left);

@@ -12,6 +12,8 @@ EQ_FS_SOURCES = \
 	fs/caps.h \
 	fs/compact.c \
 	fs/compact.h \
+	fs/compact_priv.h \
+	fs/dirty.c \
 	fs/eqfs.h \
 	fs/fs.h \
 	fs/hot.c \
@@ -36,12 +38,15 @@ EQ_FS_SOURCES = \
 	fs/ops_rename.c \
 	fs/ops_virtual.c \
 	fs/ops_xattr.c \
+	fs/parked.c \
 	fs/passthrough.c \
 	fs/passthrough.h \
 	fs/place.c \
 	fs/place.h \
 	fs/prefetch.c \
 	fs/prefetch.h \
+	fs/queue.c \
+	fs/queue.h \
 	fs/ready.c \
 	fs/ready.h \
 	fs/restore.c \

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 
+#include "compact.h"
 #include "notify.h"
 #include "thread.h"
 #include "trim.h"
@@ -23,16 +24,19 @@ struct eq_trim {
 	time_t rest;            /* seconds of the last one, or 0 */
 };
 
-/* Ask for some of the idle ones among the next *left buckets. */
+/* Part with some of the idle ones among the next *left buckets, or ask the kernel to. */
 static void ask(struct eq_trim *t, size_t *left)
 {
 	struct eq_nodes *nodes = &t->fs->nodes;
-	struct eq_node *n[EQ_NOTIFY_MAX];
-	size_t got, i;
+	struct eq_node *n[EQ_NOTIFY_MAX], *known[EQ_NOTIFY_MAX];
+	size_t got, asked = 0, i;
 
 	got = eq_nodes_idle(nodes, n, EQ_NOTIFY_MAX, left);
-	if (got)
-		eq_notify_unused(t->fs, n, got);
+	for (i = 0; i < got; i++)
+		if (!eq_compact_park(t->fs, n[i]) && n[i]->id)
+			known[asked++] = n[i];
+	if (asked)
+		eq_notify_unused(t->fs, known, asked);
 	for (i = 0; i < got; i++)
 		eq_node_unref(nodes, n[i]);
 }
@@ -46,12 +50,12 @@ static bool trim(struct eq_trim *t)
 {
 	const struct timespec answers = { .tv_nsec = ANSWERS_MS * 1000000 };
 	struct eq_nodes *nodes = &t->fs->nodes;
-	size_t least = SIZE_MAX, left = 0;
+	size_t least = SIZE_MAX, left = 0; /* what the kernel forgets may have to be parked yet */
 	unsigned waits = 0;
 
 	while (!t->stop && nodes->count > t->low) {
-		if (nodes->count < least) {
-			least = nodes->count;
+		if (nodes->count + nodes->known < least) {
+			least = nodes->count + nodes->known;
 			left = 2 * nodes->n_buckets;
 			waits = 0;
 		} else if (waits == ANSWERS_MAX) {

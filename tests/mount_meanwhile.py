@@ -143,6 +143,50 @@ def test_link_while_encoded():
         m.settle("m")
 
 
+def test_many_waiting():
+    """What waits to be encoded takes no descriptor, and nobody waits for the encoder."""
+    store = scratch("many")
+    gate = Gate(store, "fsync")
+    with Mount(store, env=gate.env, limits=few_files) as m:
+        save_file(model(1, layers=1), scratch("model"))
+        data = read(scratch("model"))
+        save_file(model(2), m.path("first"))
+        names = [f"{'de'[i % 2]}/{i:03}" for i in range(600)]
+        os.mkdir(m.path("d"))
+        os.mkdir(m.path("e"))
+        with gate:
+            start = time.monotonic()
+            for i, n in enumerate(names):
+                with open(m.path(n), "wb") as f:
+                    f.write(data if i % 50 == 0 else data[:4096])
+            for n in names:
+                os.stat(m.path(n))
+            assert time.monotonic() < start + 20, "requests have to wait"
+            poll("descriptors are let go", lambda: len(fds_of(m)) < 200, 10)
+            assert all(m.state(n) == "queued" for n in names)
+            # What is done to one that is remembered by its name alone.
+            poll("let go again", lambda: len(fds_of(m)) < 200, 10)
+            os.rename(m.path("d"), m.path("c"))
+            os.rename(m.path("c/000"), m.path("c/moved"))
+            os.unlink(m.path("c/050"))
+            os.link(m.path("c/100"), m.path("c/link"))
+            os.rename(m.disk("c/150"), m.disk("e/beside"))
+            with open(m.path("c/200"), "r+b") as f:
+                f.write(data[:1])
+            os.unlink(m.disk("c/250"))
+        for n in ("first", "c/moved", "c/200", "c/300", "e/beside"):
+            m.settle(n)
+        for n in (n.replace("d/", "c/") for n in names[1::25]):
+            m.settle(n, want="plain")
+        m.settle("c/100", want="has hard links")
+        os.unlink(m.path("c/link"))
+        m.settle("c/100")
+        assert read(m.path("c/moved")) == data == read(m.path("e/beside"))
+        marked = [n for d in "ce" for n in os.listdir(m.disk(d))
+                  if "user.eqfs.queued" in os.listxattr(m.disk(d, n))]
+        assert not marked, marked
+
+
 def test_unpacked():
     """Likewise by eqar, without a mount."""
     store = scratch("unpacked")

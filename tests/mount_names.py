@@ -4,7 +4,6 @@ among its files."""
 import ctypes
 import errno
 import fcntl
-import resource
 import stat
 
 from mount_lib import *
@@ -389,12 +388,6 @@ def test_large_directory():
         assert os.listdir(m.store) == []
         held = f"/proc/{m.proc.pid}/fd"
         poll("removed files let go", lambda: len(os.listdir(held)) < 50)
-
-
-def few_files():
-    """For the daemon: descriptors are scarce, and it may not ask for more."""
-    ctypes.CDLL(None).prctl(24, 24) # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
-    resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
 
 
 def test_more_names_than_descriptors():
