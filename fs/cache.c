@@ -19,6 +19,7 @@
 #define ALIGN 64
 #define BUCKETS 4096
 #define SPENT_BYTES ((size_t)4 << 20) /* kept of these before they are reused */
+#define SPENT_MOST (4 * SPENT_BYTES)    /* and before they are freed: more is soon wanted again */
 #define LEAST_HUGE (8 * EQ_SLAB_BYTES) /* a lower limit would do without most of a page */
 
 enum state { LOADING, READY, FAILED };
@@ -206,7 +207,7 @@ static struct eq_extent_entry *recycle(struct eq_cache *c, size_t len)
 	struct eq_extent_entry *e, *found = NULL;
 
 	for (;;) {
-		if (c->spent.bytes <= SPENT_BYTES) {
+		if (c->spent.bytes <= (found ? SPENT_MOST : SPENT_BYTES)) {
 			if (!over(c, found ? 0 : len))
 				break;
 			if (clear_spare(c))

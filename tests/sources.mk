@@ -3,6 +3,7 @@
 # Programs that cmocka runs, each from the .c of its name.
 UNIT_TESTS = \
 	tests/unit_archive \
+	tests/unit_cache \
 	tests/unit_coding \
 	tests/unit_gpu \
 	tests/unit_gpu_emul \
