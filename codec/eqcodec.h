@@ -29,6 +29,7 @@ extern "C" {
 #define EQ_ENOTEQAR (-7004)     /* not an archive at all (magic) */
 #define EQ_ENOTST (-7005)       /* not a safetensors file */
 #define EQ_EDIFFER (-7006)      /* comparison found a difference */
+#define EQ_EHOLES (-7007)       /* hardly any of the file is more than a hole */
 
 struct eq_error {
 	char text[512];
@@ -368,6 +369,15 @@ int eq_estimate(int in_fd, const char *in_name, const struct eq_policy *policy,
 		const struct eq_run *run, struct eq_summary *out,
 		struct eq_error *err);
 
+/*
+ * Is fd, of this size and blocks, a safetensors file and hardly anything but holes, more
+ * than a GiB of them? No archive gains anything then, and making one could take for ever.
+ * Where the blocks say so, which some filesystems count late, it looks for them. 0,
+ * EQ_EHOLES, -ECANCELED, or of such a file as eq_st_read.
+ */
+int eq_check_holes(int fd, const char *name, const struct stat *st, const struct eq_run *run,
+		   struct eq_error *err);
+
 /* Open an entry of dirfd, never a link's target or what a path leads to. The
  * descriptor, or -errno. */
 int eq_open_in(int dirfd, const char *name, int flags);
@@ -432,7 +442,7 @@ int eq_store_probe(int dirfd);
  * that result. `leave` follows each successful enter. Between the two nothing may
  * change the names.
  *
- * Errors: EQ_ENOTST (leave it plain), -EBUSY (it is being written, or changed meanwhile),
+ * Errors: EQ_ENOTST (leave it plain), EQ_EHOLES (likewise), -EBUSY (it is being written, or changed meanwhile),
  * -EMLINK (it has hard links), -ENAMETOOLONG, -ENOTSUP (the archive would not
  * be smaller), those of eq_encode and eq_archive_verify. After any failure the
  * plain file is as it was and no temporary file is left.

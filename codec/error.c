@@ -81,6 +81,8 @@ const char *eq_strerror(int rc)
 		return "not a safetensors file";
 	case EQ_EDIFFER:
 		return "contents differ";
+	case EQ_EHOLES:
+		return "hardly anything but holes";
 	}
 
 	/* Neither translated nor written to a shared buffer, unlike strerror. */

@@ -18,6 +18,10 @@
 
 #include "archive_priv.h"
 
+#define MAX_HOLES ((uint64_t)1 << 30) /* bytes that are read for nothing without a word, */
+#define HOLES_PER_DATA 15       /* and beyond that, so many for each of data */
+#define LOOKS 1024              /* at extents, before we ask whether to go on */
+
 struct shrink {
 	int dirfd, fd, out;
 	const char *name;
@@ -31,6 +35,41 @@ struct shrink {
 static int failed(const struct shrink *s, int rc, const char *what)
 {
 	return eq_fail(s->err, rc, "%s: %s: %s", s->name, what, eq_strerror(rc));
+}
+
+static bool mostly_holes(uint64_t size, uint64_t data)
+{
+	return data < size && size - data > MAX_HOLES && data < size / (HOLES_PER_DATA + 1);
+}
+
+int eq_check_holes(int fd, const char *name, const struct stat *st, const struct eq_run *run,
+		   struct eq_error *err)
+{
+	uint64_t size = (uint64_t)st->st_size, data = (uint64_t)st->st_blocks * 512;
+	struct eq_st *header;
+	off_t from, to = 0;
+	unsigned looks;
+	int rc;
+
+	if (!mostly_holes(size, data))
+		return 0;
+	data = 0;
+	for (looks = 1; (from = lseek(fd, to, SEEK_DATA)) >= 0; looks++) {
+		to = lseek(fd, from, SEEK_HOLE);
+		if (to <= from)
+			break; /* it has become shorter */
+		data += (uint64_t)(to - from);
+		if (!mostly_holes(size, data))
+			return 0;
+		if (looks % LOOKS == 0 && run && run->progress &&
+		    run->progress(run->progress_arg, "encode", 0, size))
+			return eq_fail(err, -ECANCELED, "%s: cancelled", name);
+	}
+	rc = eq_st_read(fd, name, &header, NULL, err);
+	if (rc)
+		return rc;
+	eq_st_free(header);
+	return eq_fail(err, EQ_EHOLES, "%s: hardly anything but holes", name);
 }
 
 static int shrink_open(struct shrink *s)
@@ -205,6 +244,8 @@ int eq_shrink(int dirfd, const char *name, const struct eq_policy *policy,
 	rc = shrink_open(&s);
 	if (!rc) /* now that its times are known, by which a later writer shows */
 		rc = shrink_lease(&s, hooks);
+	if (!rc)
+		rc = eq_check_holes(s.fd, name, &s.st, run, err);
 	if (rc)
 		goto out;
 	fcntl(s.fd, F_SETLEASE, F_UNLCK);

@@ -116,7 +116,7 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		if (!j->c->stop && eq_node_place(&fs->nodes, j->node, &j->parent, j->name) == 0) {
 			eq_node_unref(&fs->nodes, j->parent);
 			eq_dirty_offer(fs, j->node,
-			      fs->m->settle > RETRY_SECONDS ? fs->m->settle : RETRY_SECONDS);
+				       fs->m->settle > RETRY_SECONDS ? fs->m->settle : RETRY_SECONDS);
 		}
 		return;
 	case EQ_ENOTST:
@@ -132,8 +132,11 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		eq_dirty_reason(j->node, why);
 		return;
 	case -ENOTSUP:
+		why = "the archive would not be smaller";
+		/* fall through */
+	case EQ_EHOLES:
 		eq_count(&fs->stats.skipped, 1);
-		eq_dirty_clear(fs, j->node, "the archive would not be smaller");
+		eq_dirty_clear(fs, j->node, why);
 		eq_log(&fs->log, EQ_LOG_INFO, "not encoded: %s", text);
 		return;
 	case -EISDIR: /* NAME.eqar is one */

@@ -203,22 +203,24 @@ def test_tables():
         assert asan or grown < 190 << 20, f"{grown >> 20} MiB"
 
 
-def sparse(path, size):
-    """A file of nearly no blocks that is a safetensors file of one tensor."""
+def sparse(path, size, data=0):
+    """A safetensors file of one tensor, of which `data` bytes are no hole."""
     header = b""
     for _ in range(4): # the header's length depends on the number in it
-        data = size - 8 - len(header)
-        header = json.dumps({"w": {"dtype": "U8", "shape": [data], "data_offsets": [0, data]}}).encode()
+        rest = size - 8 - len(header)
+        header = json.dumps({"w": {"dtype": "U8", "shape": [rest], "data_offsets": [0, rest]}}).encode()
         header += b" " * (-len(header) % 8)
-    assert 8 + len(header) + data == size
+    assert 8 + len(header) + rest == size
     with open(path, "wb") as f:
         f.write(len(header).to_bytes(8, "little") + header)
+        for _ in range(data >> 20):
+            f.write(bytes(1 << 20))
         f.truncate(size)
 
 
 def test_sparse():
-    """Files of 1 EiB and of a few TiB, of holes: read at their ends, refused or given up
-    when that is wanted, and in nobody's way."""
+    """Files of 1 EiB and of a few TiB, of holes: read at their ends, left plain at once,
+    and in nobody's way."""
     if not ROOT:
         print("  left out: root")
         return
@@ -230,30 +232,36 @@ def test_sparse():
             with open(m.path(name + ".incomplete"), "wb") as f:
                 f.truncate(size) # as a download begins
             if name != "zeros":
-                sparse(m.path(name + ".incomplete"), size)
+                sparse(m.path(name + ".incomplete"), size, 1 << 20)
             os.rename(m.path(name + ".incomplete"), m.path(name))
             assert os.stat(m.path(name)).st_size == size
             with open(m.path(name), "rb") as f:
                 assert os.pread(f.fileno(), 10, size - 5) == bytes(5)
-            if name == "slow":
-                poll("at it", lambda: m.state("slow") == "encoding")
-            else:
-                poll("decided", lambda name=name: m.state(name) not in ("queued", "encoding"))
-                assert not os.path.exists(m.disk(name + ".eqar"))
-        assert "limit" in m.state("model") and "model: too large for an archive" in m.log(), m.log()
+        save_file(model(1), m.path("next")) # none of them keeps it waiting
+        m.settle("next")
+        for name, want in (("zeros", "plain"), ("model", "failed: hardly"), ("slow", "failed: hardly")):
+            m.settle(name, want=want)
+        assert "slow: hardly anything but holes" in m.log(), m.log()
         for command in (["pack", "-n"], ["pack"], ["pack", "--bits=4"]):
             r = subprocess.run([EQAR, *command, m.disk("model"), *([scratch("sparse.eqar")] * ("-n" not in command))],
                                capture_output=True, text=True, check=False, timeout=PROMPT)
             assert r.returncode == 1 and r.stderr == f"eqar: {m.disk('model')}: too large for an archive\n", r
-        os.unlink(m.path("slow")) # gives it up: the next one has its turn
-        save_file(model(1), m.path("next"))
-        m.settle("next")
-        sparse(m.path("slow"), 1 << 44)
-        poll("at it", lambda: m.state("slow") == "encoding")
+        # One that has some more, and takes a while: it is given up for an unlink or an end.
+        for name in ("long", "longer"):
+            sparse(m.path(name), 5 << 30, 384 << 20)
+            poll("at it", lambda name=name: m.state(name) == "encoding")
+            if name == "long":
+                os.unlink(m.path(name))
+                save_file(model(2), m.path("again"))
+                m.settle("again")
         start = time.monotonic()
         m.stop()
         assert time.monotonic() - start < PROMPT and "leaving it" not in m.log(), m.log()
-        assert sorted(os.listdir(m.store)) == ["model", "next.eqar", "slow", "zeros"], os.listdir(m.store)
+        assert sorted(os.listdir(m.store)) == ["again.eqar", "longer", "model", "next.eqar", "slow", "zeros"], os.listdir(m.store)
+        os.unlink(m.disk("longer"))
+        for extra in ([], ["-n"]):
+            r = eqar("pack", "-r", "--json", *extra, m.store)
+            assert "hardly anything but holes" in r and '"slow"' in r.replace(m.store + "/", ""), r
     finally:
         subprocess.run(["umount", "-l", scratch("sparse")], check=True)
 

@@ -108,6 +108,8 @@ static const char *why_left(int rc)
 		return "has hard links";
 	case -ENOTSUP:
 		return "would not become smaller";
+	case EQ_EHOLES:
+		return "hardly anything but holes";
 	case -ENAMETOOLONG:
 		return "the name is too long";
 	default:
@@ -122,7 +124,9 @@ static int estimate(const struct repo *p, int fd, const struct eq_visit *v,
 
 	if (v->st->st_nlink > 1)
 		return -EMLINK;
-	rc = eq_estimate(fd, v->path, &p->policy, &p->r->run, sum, err);
+	rc = eq_check_holes(fd, v->path, v->st, &p->r->run, err);
+	if (!rc)
+		rc = eq_estimate(fd, v->path, &p->policy, &p->r->run, sum, err);
 	return rc == 0 && sum->stored >= sum->size ? -ENOTSUP : rc;
 }
 
