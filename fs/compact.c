@@ -94,6 +94,30 @@ static void swap_leave(void *arg, bool swapped)
 	pthread_rwlock_unlock(&j->c->fs->names);
 }
 
+/*
+ * Is it where we believe it to be? If not it was moved in the store, of which we do not
+ * hear, and is nowhere until it is seen again: there is no use in trying again before.
+ */
+static bool in_place(struct eq_fs *fs, struct eq_node *n)
+{
+	char name[NAME_MAX + 1];
+	struct eq_node *parent;
+	struct eq_found f;
+	bool is;
+
+	pthread_rwlock_rdlock(&fs->names);
+	is = eq_node_place(&fs->nodes, n, &parent, name) == 0;
+	if (is) {
+		is = eq_name_stat(parent->fd, name, &f) == 0 && f.st.st_ino == n->ino &&
+		     f.st.st_dev == n->dev;
+		if (!is)
+			eq_node_remove(&fs->nodes, n, parent, name);
+		eq_node_unref(&fs->nodes, parent);
+	}
+	pthread_rwlock_unlock(&fs->names);
+	return is;
+}
+
 /* What to do with a file that was not encoded. */
 static void not_encoded(struct job *j, int rc, const char *text)
 {
@@ -113,11 +137,9 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		/* It changed or moved: from the beginning, unless its next writer
 		 * or unlink has taken care of it. */
 		eq_count(&fs->stats.put_off, 1);
-		if (!j->c->stop && eq_node_place(&fs->nodes, j->node, &j->parent, j->name) == 0) {
-			eq_node_unref(&fs->nodes, j->parent);
-			eq_dirty_offer(fs, j->node,
-				       fs->m->settle > RETRY_SECONDS ? fs->m->settle : RETRY_SECONDS);
-		}
+		if (!j->c->stop && in_place(fs, j->node))
+			eq_dirty_offer(fs, j->node, fs->m->settle > RETRY_SECONDS ?
+						    fs->m->settle : RETRY_SECONDS);
 		return;
 	case EQ_ENOTST:
 		eq_count(&fs->stats.skipped, 1);

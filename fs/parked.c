@@ -15,7 +15,7 @@ struct eq_parked {
 	struct eq_parked *chain;
 	dev_t dev;
 	ino_t ino;
-	struct eq_node *parent; /* with a reference */
+	struct eq_node *parent; /* with a reference; NULL: nobody knows where it is */
 	char *reason;           /* as the node's */
 	char name[];
 };
@@ -59,12 +59,11 @@ static void parked_free(struct eq_fs *fs, struct eq_parked *p)
 
 static struct eq_parked *parked_new(struct eq_fs *fs, struct eq_node *n)
 {
-	char name[NAME_MAX + 1];
+	char name[NAME_MAX + 1] = "";
 	struct eq_node *parent;
 	struct eq_parked *p;
 
-	if (eq_node_place(&fs->nodes, n, &parent, name))
-		return NULL;
+	(void)eq_node_place(&fs->nodes, n, &parent, name);
 	p = calloc(1, sizeof(*p) + strlen(name) + 1);
 	if (!p) {
 		eq_node_unref(&fs->nodes, parent);
@@ -84,14 +83,20 @@ static bool idle(struct eq_fs *fs, struct eq_node *n)
 	       eq_node_waits_only(&fs->nodes, n) && eq_dirty_marked(fs, n);
 }
 
-/* Put p in the place of n. Both locks are held. *old: what had its place, of a file that
- * has gone, or NULL. Was n in the queue? */
+/* Put p in the place of n, whose lock is held. *old: what had its place, of a file that has
+ * gone, or NULL. *was: n was in the queue. false: it has to stay. */
 static bool replace(struct eq_compact *c, struct eq_node *n, struct eq_parked *p,
-		    struct eq_parked **old)
+		    struct eq_parked **old, bool *was)
 {
-	struct eq_parked **at = find(c, p->dev, p->ino);
-	bool was = eq_queue_del(&c->queue, &n->wait);
+	struct eq_parked **at;
 
+	pthread_mutex_lock(&c->lock);
+	if (n->wait.listed && !p->parent) {
+		pthread_mutex_unlock(&c->lock);
+		return false;
+	}
+	*was = eq_queue_del(&c->queue, &n->wait);
+	at = find(c, p->dev, p->ino);
 	*old = *at ? take_out(c, at) : NULL;
 	p->chain = *at;
 	*at = p;
@@ -99,15 +104,16 @@ static bool replace(struct eq_compact *c, struct eq_node *n, struct eq_parked *p
 	n->reason = NULL;
 	p->wait.due = n->wait.due;
 	p->wait.bytes = n->wait.bytes;
-	if (was)
+	if (*was)
 		eq_queue_add(&c->queue, &p->wait);
 	c->n_parked++;
-	return was;
+	pthread_mutex_unlock(&c->lock);
+	n->dirty = n->pinned = false;
+	return true;
 }
 
 bool eq_compact_park(struct eq_fs *fs, struct eq_node *n)
 {
-	struct eq_compact *c = fs->compact;
 	bool dirty, was = false, done;
 	struct eq_parked *p, *old = NULL;
 
@@ -118,13 +124,7 @@ bool eq_compact_park(struct eq_fs *fs, struct eq_node *n)
 	if (!p)
 		return false;
 	pthread_mutex_lock(&n->lock);
-	done = idle(fs, n);
-	if (done) {
-		pthread_mutex_lock(&c->lock);
-		was = replace(c, n, p, &old);
-		pthread_mutex_unlock(&c->lock);
-		n->dirty = n->pinned = false;
-	}
+	done = idle(fs, n) && replace(fs->compact, n, p, &old, &was);
 	pthread_mutex_unlock(&n->lock);
 	parked_free(fs, done ? old : p);
 	if (!done)

@@ -135,7 +135,7 @@ int eq_place_take_file(struct eq_fs *fs, uint64_t id, const struct eq_found *fil
 int eq_place_find(struct eq_fs *fs, struct eq_node *n, struct eq_node **parent,
 		  char name[NAME_MAX + 1])
 {
-	struct eq_found file = { .fd = -1 };
+	struct eq_found file = { .fd = -1, .archive = n->archive }, at;
 	struct eq_node *dir;
 	int rc = eq_node_place(&fs->nodes, n, parent, name);
 
@@ -144,14 +144,16 @@ int eq_place_find(struct eq_fs *fs, struct eq_node *n, struct eq_node **parent,
 	dir = last_dir(fs, n->id);
 	if (!dir)
 		return rc;
-	pthread_rwlock_rdlock(&fs->names);
-	file.archive = n->archive;
 	file.st.st_dev = n->dev;
 	file.st.st_ino = n->ino;
-	if (search(dir->fd, &file, name) == 0)
-		(void)eq_node_move(&fs->nodes, n, dir, name);
-	rc = eq_node_place(&fs->nodes, n, parent, name);
-	pthread_rwlock_unlock(&fs->names);
+	if (search(dir->fd, &file, name) == 0) { /* which may take long; once more under the lock */
+		pthread_rwlock_rdlock(&fs->names);
+		if (eq_name_stat(dir->fd, name, &at) == 0 && at.archive == n->archive &&
+		    at.st.st_ino == n->ino && at.st.st_dev == n->dev)
+			(void)eq_node_move(&fs->nodes, n, dir, name);
+		rc = eq_node_place(&fs->nodes, n, parent, name);
+		pthread_rwlock_unlock(&fs->names);
+	}
 	eq_node_unref(&fs->nodes, dir);
 	return rc;
 }

@@ -56,6 +56,24 @@ def stats(m):
     return parse(stats_text(m))
 
 
+def test_moved_below():
+    """A file that is moved in the store is encoded when it is seen there, and not sought."""
+    with Mount(scratch("moved"), settle="1") as m:
+        os.mkdir(m.path("d"))
+        save_file(model(8), m.path("m"))
+        os.rename(m.disk("m"), m.disk("d/n"))
+
+        def given_up():
+            now = stats(m)
+            return now["eqfs_queue_files"] + now["eqfs_encoding_files"] == 0
+        poll("given up", given_up, 20)
+        assert stats(m)["eqfs_encode_interrupted_files_total"] == 1
+        assert os.listdir(m.disk("d")) == ["n"]
+        assert same(load_file(m.path("d/n")), model(8)) # which is seeing it
+        m.settle("d/n")
+        assert os.listdir(m.disk("d")) == ["n.eqar"]
+
+
 def test_deleted_below():
     """A file that is deleted in the store is given up: not queued for ever, nor held."""
     with Mount(scratch("below"), settle="1") as m:
