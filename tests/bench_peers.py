@@ -77,8 +77,9 @@ class Squashfs(Peer):
     def image(self, tmp, model):
         path = tmp / f"squashfs.{self.block}"
         if not path.exists():
-            subprocess.run(["mksquashfs", str(model), str(path), "-comp", "zstd", "-b", self.block,
-                            "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
+            # The level of btrfs: for weights a higher one takes minutes and saves nothing.
+            subprocess.run(["mksquashfs", str(model), str(path), "-comp", "zstd", "-Xcompression-level", "3",
+                            "-b", self.block, "-quiet", "-no-progress"], check=True, stdout=subprocess.DEVNULL)
         return path
 
     def mount(self, image, point):

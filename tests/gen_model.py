@@ -23,6 +23,7 @@ import math
 import os
 import struct
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -174,22 +175,30 @@ def parse_tensor(text):
 def write(path, tensors, seed, spread, metadata):
     # The order of safetensors' own writer: element size descending, then name.
     tensors = sorted(tensors, key=lambda t: (-BITS[t.dtype], t.name))
-    header, at = {}, 0
+    header, at, begin = {}, 0, []
     if metadata:
         header["__metadata__"] = metadata
     for t in tensors:
         header[t.name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [at, at + t.size]}
+        begin.append(at)
         at += t.size
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as f:
         f.write(struct.pack("<Q", len(text)) + text)
-        for i, t in enumerate(tensors):
+        f.flush()
+
+        def fill(i):
             # A stream a tensor: its values do not depend on its neighbours.
             rng = np.random.Generator(np.random.PCG64([seed, i]))
-            for block in t.blocks(rng, spread):
-                f.write(block)
-    return os.path.getsize(path)
+            at = 8 + len(text) + begin[i]
+            for block in tensors[i].blocks(rng, spread):
+                if os.pwrite(f.fileno(), block, at) != len(block):
+                    raise OSError(f"{path}: short write")
+                at += len(block)
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(fill, range(len(tensors))))
 
 
 def main():

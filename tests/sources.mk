@@ -71,6 +71,7 @@ TEST_FILES = \
 	tests/bench_gpu_mount.py \
 	tests/bench_load.py \
 	tests/bench_fuse.c \
+	tests/bench_disk.py \
 	tests/bench_mount.py \
 	tests/bench_peers.py \
 	tests/bench_read.py \
