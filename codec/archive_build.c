@@ -8,11 +8,11 @@
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
-#include <xxhash.h>
 #include <zstd.h>
 #include <zstd_errors.h>
 
 #include "archive_priv.h"
+#include "xxh3.h"
 
 #define PREFIX_LEVEL 9
 #define WRITE_CHUNKS 256       /* at once */

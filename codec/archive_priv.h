@@ -5,11 +5,11 @@
 
 #include <pthread.h>
 #include <sys/types.h>
-#include <xxhash.h>
 
 #include "backend.h"
 #include "eqcodec.h"
 #include "format.h"
+#include "xxh3.h"
 
 /* Decoded bytes of the extents that stand for prefix and const tensors. */
 #define EQ_SLICE (UINT64_C(1) << 20)

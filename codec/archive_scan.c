@@ -12,7 +12,7 @@
 
 #include "archive_priv.h"
 
-#define WINDOW_BYTES (UINT64_C(16) << 20)
+#define WINDOW_BYTES (UINT64_C(4) << 20) /* little enough for caches to keep it */
 #define WINDOW_EXTENTS 1024
 #define GROUP 4                 /* extents decoded by one task */
 #define MAX_CONSUMERS 4

@@ -10,11 +10,11 @@
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "archive_priv.h"
 #include "floats.h"
 #include "sha256.h"
+#include "xxh3.h"
 
 /* Sums are compared with what the encoder wrote; only their order differs. */
 #define ERROR_TOLERANCE 1e-6

@@ -9,9 +9,9 @@
 #include <errno.h>
 #include <stdatomic.h>
 #include <stdlib.h>
-#include <xxhash.h>
 
 #include "encode_priv.h"
+#include "xxh3.h"
 
 struct lossless {
 	struct eq_encoder *e;

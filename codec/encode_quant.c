@@ -10,10 +10,10 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "encode_device.h"
 #include "encode_priv.h"
+#include "xxh3.h"
 
 /* From this share of the plain size on, lossless coding may be the smaller. */
 #define SUSPICIOUS 0.6

@@ -15,10 +15,10 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "encode_device.h"
 #include "encode_priv.h"
+#include "xxh3.h"
 
 #define BLOCK_ITEMS 128u        /* chunks of a block, at most */
 #define BLOCK_BYTES (UINT64_C(4) << 20) /* little enough for caches to keep it */

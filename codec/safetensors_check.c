@@ -5,9 +5,9 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <xxhash.h>
 
 #include "utf8.h"
+#include "xxh3.h"
 
 struct eq_st_shown eq_st_show(const void *name, size_t len)
 {

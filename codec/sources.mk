@@ -66,7 +66,8 @@ EQ_CODEC_SOURCES = \
 	codec/rans.h \
 	codec/shrink.c \
 	codec/split.c \
-	codec/tmpfile.c
+	codec/tmpfile.c \
+	codec/xxh3.h
 
 EQ_AVX2_SOURCES = \
 	codec/split_avx2.c \
