@@ -93,6 +93,12 @@ const struct eq_file_info *eq_archive_info(const struct eq_archive *a)
 	return &a->info;
 }
 
+void eq_archive_mtime(const struct eq_archive *a, struct timespec *out)
+{
+	*out = (struct timespec){ .tv_sec = a->info.mtime_s, .tv_nsec = (long)a->info.mtime_ns };
+	(void)eq_mtime_get(a->fd, out);
+}
+
 const struct eq_tensor_info *eq_archive_tensors(const struct eq_archive *a)
 {
 	return a->tensors;

@@ -237,6 +237,8 @@ void eq_archive_close(struct eq_archive *a);
  */
 int eq_archive_peek(int fd, uint64_t *size);
 const struct eq_file_info *eq_archive_info(const struct eq_archive *a);
+/* Its time of modification, or the one that somebody has set instead (eq_mtime_get). */
+void eq_archive_mtime(const struct eq_archive *a, struct timespec *out);
 /* The tensors in the order of the file; owned by the archive. */
 const struct eq_tensor_info *eq_archive_tensors(const struct eq_archive *a);
 /* The original file's prefix, info->prefix_len bytes; owned by the archive. */
@@ -409,9 +411,17 @@ int eq_aside_drop(struct eq_aside *a);
 /* Remove name if it is a temporary file that nobody holds: 0. 1: a file was aside in it,
  * and is back under its own name. Or -errno; -EBUSY if it is in use. */
 int eq_tmp_sweep(int dirfd, const char *name);
-/* Copy the access control list and the user.* attributes of a file, without those of eqfs itself (user.eqfs.*).
- * from may be an O_PATH descriptor. Best effort. */
+/* Give `to` the access control list and the user.* attributes of a file, and no others; those
+ * of eqfs itself (user.eqfs.*) are left alone. from may be an O_PATH descriptor. Best effort. */
 void eq_xattrs_copy(int from, int to);
+/*
+ * The time of modification in an archive is that of its original. Whoever sets another one
+ * finds it in this attribute of the archive, whose descriptor may be from O_PATH. False if
+ * there is none; 0 or -errno.
+ */
+#define EQ_XATTR_MTIME "user.eqfs.mtime"
+bool eq_mtime_get(int fd, struct timespec *out);
+int eq_mtime_set(int fd, const struct timespec *t);
 /* fsync fd, rename tmp to final in dirfd, fsync dirfd. On failure tmp is still
  * there under its name, unless only the last step failed: then the file is final,
  * and may not survive a power cut. */
@@ -432,7 +442,8 @@ int eq_store_probe(int dirfd);
  * Replace the plain file NAME in dirfd by NAME.eqar: encode to a temporary
  * file, copy mode, owner, times and user xattrs, decode and compare with the
  * plain file, sync, rename, sync the directory, and then, if NAME is still the
- * same file (device, inode, size, mtime), remove it. Nobody may have it open for
+ * same file (device, inode, size, mtime), remove it. Attributes that are set in the last
+ * moment are carried over. Nobody may have it open for
  * writing, or mapped: at the beginning and at the swap a lease shows that, upon
  * which the kernel may send SIGIO, to be ignored by the process.
  *

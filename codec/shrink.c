@@ -126,11 +126,21 @@ static int shrink_compare(struct shrink *s, const struct eq_run *run)
 	return rc;
 }
 
+static bool same_mtime(const struct shrink *s, const struct stat *st)
+{
+	return eq_time_compare(&st->st_mtim, &s->st.st_mtim) == 0;
+}
+
+static bool same_file(const struct shrink *s, const struct stat *st)
+{
+	return st->st_dev == s->st.st_dev && st->st_ino == s->st.st_ino &&
+	       st->st_size == s->st.st_size;
+}
+
 /* Is this what we have opened, with what was in it then? */
 static bool unchanged(const struct shrink *s, const struct stat *st)
 {
-	return st->st_dev == s->st.st_dev && st->st_ino == s->st.st_ino &&
-	       st->st_size == s->st.st_size && eq_time_compare(&st->st_mtim, &s->st.st_mtim) == 0;
+	return same_file(s, st) && same_mtime(s, st);
 }
 
 /* Is NAME still the file that we encoded? The time of change shows a write after which
@@ -173,6 +183,22 @@ static bool shrink_wanted(const struct shrink *s)
 }
 
 /*
+ * The plain file is aside, and `at` what it has become. Give the archive what was set
+ * since the attributes were copied: 0; or it is not what was encoded any more. While a
+ * lease holds nobody can have written, so another time is one that was set.
+ */
+static int catch_up(struct shrink *s, const struct stat *at)
+{
+	int rc = 0;
+
+	if (!same_file(s, at) || (!same_mtime(s, at) && !s->leased) || shrink_wanted(s))
+		return -EBUSY;
+	if (!same_mtime(s, at)) /* the archive holds the other one */
+		rc = eq_mtime_set(s->out, &at->st_mtim);
+	return rc ? rc : copy_attributes(s, at);
+}
+
+/*
  * Remove the plain file, and nothing that took its name in the last moment: it
  * is moved aside, looked at, and moved back if it is another one. Our lock keeps
  * a sweep away from it meanwhile.
@@ -181,7 +207,7 @@ static int remove_plain(struct shrink *s)
 {
 	char aside[EQ_TMP_NAME_SIZE];
 	struct stat at;
-	int rc, hold;
+	int rc, hold, back;
 
 	rc = eq_tmp_create(s->dirfd, aside, &hold);
 	if (rc)
@@ -189,17 +215,19 @@ static int remove_plain(struct shrink *s)
 	flock(s->fd, LOCK_EX | LOCK_NB);
 	rc = renameat(s->dirfd, s->name, s->dirfd, aside) ? -errno : 0;
 	close(hold);
-	if (!rc && fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
-		return -errno;
-	if (!rc && (!unchanged(s, &at) || shrink_wanted(s))) {
-		rc = eq_move_new(s->dirfd, aside, s->dirfd, s->name);
-		rc = rc ? rc : -EBUSY;
-		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
+	if (rc) {
+		unlinkat(s->dirfd, aside, 0);
 		return rc;
 	}
-	if (unlinkat(s->dirfd, aside, 0) && !rc)
-		rc = -errno;
-	return rc;
+	if (fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
+		return -errno;
+	rc = catch_up(s, &at);
+	if (rc) {
+		back = eq_move_new(s->dirfd, aside, s->dirfd, s->name);
+		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
+		return back ? back : rc;
+	}
+	return unlinkat(s->dirfd, aside, 0) ? -errno : 0;
 }
 
 static int shrink_swap(struct shrink *s, const struct eq_shrink_hooks *hooks)

@@ -12,6 +12,7 @@ EQ_CODEC_SOURCES = \
 	codec/safetensors_priv.h \
 	codec/utf8.c \
 	codec/utf8.h \
+	codec/attributes.c \
 	codec/archive_build.c \
 	codec/archive_index.c \
 	codec/archive_plan.c \

@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Temporary files beside their target, what they take over from it, and their
- * publication. The creator's
+ * Temporary files beside their target, and their publication. The creator's
  * flock is how a later clean-up tells litter of a crash from work in progress:
  * the kernel drops it with the process.
  */
@@ -18,7 +17,6 @@
 #include <sys/file.h>
 #include <sys/random.h>
 #include <sys/stat.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
 #include "archive_priv.h"
@@ -27,8 +25,6 @@
 #define TMP_PREFIX_LEN (sizeof(TMP_PREFIX) - 1)
 #define TMP_DIGITS 16
 #define TMP_TRIES 100
-#define XATTR_OWN "user.eqfs."  /* what a mount says, not what a user set */
-#define XATTR_ACL "system.posix_acl_access"
 
 bool eq_tmp_is(const char *name)
 {
@@ -202,32 +198,6 @@ int eq_tmp_sweep(int dirfd, const char *name)
 	if (fd >= 0)
 		close(fd);
 	return rc;
-}
-
-void eq_xattrs_copy(int from, int to)
-{
-	char path[32], *names = malloc(XATTR_LIST_MAX + XATTR_SIZE_MAX), *value, *p;
-	ssize_t len = -1, n;
-
-	/* By way of /proc, because `from` may be an O_PATH descriptor. */
-	snprintf(path, sizeof(path), "/proc/self/fd/%d", from);
-	if (names)
-		len = listxattr(path, names, XATTR_LIST_MAX);
-	value = names + XATTR_LIST_MAX;
-	for (p = names; len > 0 && p < names + len; p += strlen(p) + 1) {
-		if (strncmp(p, "user.", 5) || !strncmp(p, XATTR_OWN, sizeof(XATTR_OWN) - 1))
-			continue;
-		n = getxattr(path, p, value, XATTR_SIZE_MAX);
-		if (n >= 0)
-			(void)!fsetxattr(to, p, value, (size_t)n, 0);
-	}
-	/* What the directory gives to whatever is made in it is not of that file. */
-	n = names ? getxattr(path, XATTR_ACL, value, XATTR_SIZE_MAX) : -1;
-	if (n >= 0)
-		(void)!fsetxattr(to, XATTR_ACL, value, (size_t)n, 0);
-	else
-		(void)!fremovexattr(to, XATTR_ACL);
-	free(names);
 }
 
 int eq_store_probe(int dirfd)

@@ -5,7 +5,6 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/xattr.h>
 
 #include "fs.h"
 
@@ -27,29 +26,6 @@ int eq_attr_archive(struct eq_fs *fs, struct eq_node *n, struct eq_arc **out)
 	if (rc)
 		eq_attr_complain(fs, n, err.text);
 	return rc;
-}
-
-/* The modification time that a user has set on an archive. */
-static bool user_mtime(const struct eq_node *n, struct timespec *out)
-{
-	char path[EQ_PROC_SIZE], text[40];
-	long long sec;
-	long nsec;
-	ssize_t len;
-	int used;
-
-	eq_proc_path(path, n->fd);
-	len = getxattr(path, EQ_XATTR_MTIME, text, sizeof(text) - 1);
-	if (len <= 0)
-		return false;
-	text[len] = '\0';
-	used = 0;
-	if (sscanf(text, "%lld.%9ld%n", &sec, &nsec, &used) != 2 || used != len || nsec < 0 ||
-	    nsec > 999999999)
-		return false;
-	out->tv_sec = sec;
-	out->tv_nsec = nsec;
-	return true;
 }
 
 static bool meta_fits(const struct eq_meta *m, const struct stat *st)
@@ -80,7 +56,7 @@ static int meta_get(struct eq_fs *fs, struct eq_node *n, const struct stat *st, 
 	m->known = true;
 	if (!rc) {
 		m->size = arc->info->size;
-		if (!user_mtime(n, &m->mtime)) {
+		if (!eq_mtime_get(n->fd, &m->mtime)) {
 			m->mtime.tv_sec = arc->info->mtime_s;
 			m->mtime.tv_nsec = arc->info->mtime_ns;
 		}

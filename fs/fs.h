@@ -73,7 +73,6 @@ struct eq_fs {
 /* Extended attributes of our own, in the store; the mount hides them. */
 #define EQ_XATTR_PREFIX "user.eqfs."
 #define EQ_XATTR_QUEUED EQ_XATTR_PREFIX "queued" /* written, not yet encoded */
-#define EQ_XATTR_MTIME EQ_XATTR_PREFIX "mtime"   /* of an archive: set by a user */
 
 /* ---- attr.c ---- */
 

@@ -72,14 +72,9 @@ static int set_owner(struct eq_node *n, const struct stat *attr, int to_set)
 /* The inner time of an archive cannot be changed; this is shown in its place. */
 static int set_archive_mtime(struct eq_node *n, const struct timespec *t)
 {
-	char path[EQ_PROC_SIZE], text[40];
-	int len;
+	int rc = eq_mtime_set(n->fd, t);
 
-	len = snprintf(text, sizeof(text), "%lld.%09ld", (long long)t->tv_sec, t->tv_nsec);
-	eq_proc_path(path, n->fd);
-	if (setxattr(path, EQ_XATTR_MTIME, text, (size_t)len, 0) && errno != ENOTSUP)
-		return -errno;
-	return 0;
+	return rc == -ENOTSUP ? 0 : rc;
 }
 
 /* Setting times is no writing, for which a file that is passed through is looked at. */

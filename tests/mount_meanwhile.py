@@ -14,14 +14,14 @@ if not os.path.exists(SHIM):
 
 
 class Gate:
-    """Holds the first event of this kind up; a context manager for what is done meanwhile."""
+    """Holds the n-th event of this kind up; a context manager for what is done meanwhile."""
 
-    def __init__(self, store, op):
+    def __init__(self, store, op, n=1):
         path = store + ".gate"
         os.makedirs(store, exist_ok=True)
         os.mkfifo(path)
         self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self.env = {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(store), "EQFS_FAULT": "wait:1",
+        self.env = {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(store), "EQFS_FAULT": f"wait:{n}",
                     "EQFS_FAULT_OPS": f",{op},", "EQFS_FAULT_GATE": path,
                     "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
 
@@ -187,17 +187,70 @@ def test_many_waiting():
         assert not marked, marked
 
 
+def hold(store, gate, *args):
+    """An eqar at work on the store, which comes to the gate."""
+    return subprocess.Popen([EQAR, *args, store], env={**os.environ, **gate.env}, stderr=subprocess.PIPE, text=True)
+
+
 def test_unpacked():
-    """Likewise by eqar, without a mount."""
-    store = scratch("unpacked")
-    want = archive(store)
+    """Likewise by eqar, without a mount: while it decodes, and as the archive goes."""
+    for op in "write", "unlink":
+        store = scratch("unpacked-" + op)
+        want = archive(store)
+        os.setxattr(os.path.join(store, "m.eqar"), "user.old", b"1")
+        gate = Gate(store, op)
+        with hold(store, gate, "unpack", "-q", "-r") as p:
+            with gate:
+                check = change(os.path.join(store, "m.eqar"))
+                os.removexattr(os.path.join(store, "m.eqar"), "user.old")
+            assert p.wait(DEADLINE) == 0
+        check(os.path.join(store, "m"), mtime=False)
+        assert os.listxattr(os.path.join(store, "m")) == ["user.note"]
+        assert os.listdir(store) == ["m"] and read(os.path.join(store, "m")) == want
+
+
+def test_packed():
+    """Attributes that are set while the finished archive is synced and the plain file goes."""
+    for op, n in ("fsync", 2), ("fsync", 3), ("rename", 2):
+        store = scratch(f"packed-{op}{n}")
+        os.makedirs(store)
+        plain, packed = os.path.join(store, "m"), os.path.join(store, "m.eqar")
+        save_file(model(), plain)
+        want = read(plain)
+        gate = Gate(store, op, n)
+        with hold(store, gate, "pack", "-q", "-r") as p:
+            with gate:
+                check = change(plain)
+            assert p.wait(DEADLINE) == 0, p.stderr.read()
+        assert os.listdir(store) == ["m.eqar"]
+        check(packed)
+        # The time is also what a mount shows, and what comes out again.
+        with Mount(store) as m:
+            check(m.path("m"))
+        eqar("unpack", "-q", packed, scratch("again"))
+        assert os.stat(scratch("again")).st_mtime_ns == os.stat(packed).st_mtime_ns
+        os.unlink(scratch("again"))
+        eqar("unpack", "-q", "-r", store)
+        check(plain)
+        assert os.listdir(store) == ["m"] and read(plain) == want
+
+
+def test_link_while_unpacked():
+    """Two names of an archive are not to become two files."""
+    store = scratch("unpacked-linked")
+    archive(store)
+    packed = [os.path.join(store, n) for n in ("l.eqar", "m.eqar")]
+    before = read(packed[1])
     gate = Gate(store, "write")
-    with subprocess.Popen([EQAR, "unpack", "-q", "-r", store], env={**os.environ, **gate.env}) as p:
+    with hold(store, gate, "unpack", "-q", "-r") as p:
         with gate:
-            check = change(os.path.join(store, "m.eqar"))
-        assert p.wait(DEADLINE) == 0
-    check(os.path.join(store, "m"), mtime=False)
-    assert os.listdir(store) == ["m"] and read(os.path.join(store, "m")) == want
+            os.link(packed[1], packed[0])
+        assert p.wait(DEADLINE) == 1
+        assert "m.eqar: has hard links" in p.stderr.read()
+    r = subprocess.run([EQAR, "unpack", "-r", store], check=False, capture_output=True, text=True)
+    assert r.returncode == 1 and r.stderr.count("has hard links") == 2, r
+    assert sorted(os.listdir(store)) == ["l.eqar", "m.eqar"]
+    assert os.path.samefile(*packed) and read(packed[1]) == before
 
 
 run(globals())

@@ -88,6 +88,9 @@ int eq_output_begin(struct eq_output *o, int dirfd, const char *path,
 int eq_output_distinct(const char *out, const struct stat *st);
 int eq_output_commit(struct eq_output *o, const struct stat *owner_and_mode,
 		     const struct timespec times[2]);
+/* The attributes alone, without a word. */
+int eq_output_attributes(int fd, const struct stat *owner_and_mode,
+			 const struct timespec times[2]);
 void eq_output_abort(struct eq_output *o);
 
 /*

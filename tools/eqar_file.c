@@ -225,13 +225,19 @@ static int copy_owner_and_mode(int fd, const struct stat *st)
 	return fchmod(fd, mode) ? -errno : 0;
 }
 
+int eq_output_attributes(int fd, const struct stat *owner_and_mode,
+			 const struct timespec times[2])
+{
+	int rc = copy_owner_and_mode(fd, owner_and_mode);
+
+	return rc == 0 && futimens(fd, times) ? -errno : rc;
+}
+
 int eq_output_commit(struct eq_output *o, const struct stat *owner_and_mode,
 		     const struct timespec times[2])
 {
-	int rc = copy_owner_and_mode(o->fd, owner_and_mode);
+	int rc = eq_output_attributes(o->fd, owner_and_mode, times);
 
-	if (rc == 0 && futimens(o->fd, times))
-		rc = -errno;
 	if (rc == 0)
 		rc = eq_publish(o->dirfd, o->fd, o->tmp, o->base);
 	if (rc) {

@@ -250,45 +250,89 @@ static int restore_bytes(struct repo *p, struct eq_archive *a,
 	return rc ? rc : eq_archive_match(a, o->fd, o->path, &p->r->run, err);
 }
 
+/* One of two names would become a file of its own. */
+static int check_links(const struct eq_visit *v, const struct stat *st, struct eq_error *err)
+{
+	return st->st_nlink <= 1 ? 0 : eq_fail(err, -EMLINK, "%s: has hard links; unpack it to "
+					       "another name", v->path);
+}
+
+/* Remove what we decoded, not what may have taken its name. */
+static int remove_archive(const struct eq_visit *v, const struct stat *st)
+{
+	struct stat now;
+
+	if (fstatat(v->dirfd, v->name, &now, AT_SYMLINK_NOFOLLOW) ||
+	    now.st_dev != st->st_dev || now.st_ino != st->st_ino)
+		return -EBUSY;
+	return unlinkat(v->dirfd, v->name, 0) || fsync(v->dirfd) ? -errno : 0;
+}
+
+/* What there is to say of an archive now goes to the plain file. */
+static void catch_up(struct eq_archive *a, int attr_fd, int fd, const struct stat *now,
+		     struct timespec times[2])
+{
+	times[0] = now->st_atim;
+	eq_archive_mtime(a, &times[1]);
+	eq_xattrs_copy(attr_fd, fd);
+}
+
+/* The archive st, open as attr_fd, becomes o, which is decoded and compared. */
+static int restore_swap(struct repo *p, struct eq_archive *a, struct eq_output *o,
+			const struct eq_visit *v, const struct stat *st, int attr_fd)
+{
+	struct eq_error err = { .text = "" };
+	struct timespec times[2];
+	struct stat now;
+	int fd = fcntl(o->fd, F_DUPFD_CLOEXEC, 0), rc;
+
+	/* There may be a link since, and other attributes. */
+	if (fd < 0 || fstat(attr_fd, &now))
+		rc = -errno;
+	else
+		rc = eq_cli_signal() ? -ECANCELED : check_links(v, &now, &err);
+	if (rc) {
+		eq_output_abort(o);
+		goto out;
+	}
+	catch_up(a, attr_fd, fd, &now, times);
+	rc = eq_output_commit(o, &now, times);
+	if (rc) {
+		close(fd);
+		return rc; /* said */
+	}
+	rc = remove_archive(v, st);
+	/* Nor is anything lost that was set since: nobody finds the archive any more. */
+	if (!rc && fstat(attr_fd, &now) == 0) {
+		catch_up(a, attr_fd, fd, &now, times);
+		rc = eq_output_attributes(fd, &now, times);
+	}
+out:
+	if (rc)
+		eq_runner_error(p->r, v->path, rc, &err);
+	if (fd >= 0)
+		close(fd);
+	return rc;
+}
+
 static int restore(struct repo *p, struct eq_archive *a, const char *plain,
 		   const struct eq_visit *v, const struct stat *st, int attr_fd)
 {
-	const struct eq_file_info *info = eq_archive_info(a);
-	struct timespec times[2] = { { .tv_sec = 0 },
-				     { .tv_sec = info->mtime_s,
-				       .tv_nsec = (long)info->mtime_ns } };
 	struct eq_error err = { .text = "" };
 	struct eq_output o;
-	struct stat now;
 	int rc;
 
-	rc = eq_output_begin(&o, v->dirfd, plain, p->force);
-	if (rc)
-		return rc;
-	rc = restore_bytes(p, a, &o, &err);
-	/* They may have been changed while that was decoded. */
-	if (rc == 0 && fstat(attr_fd, &now))
-		rc = -errno;
-	if (rc == 0 && eq_cli_signal())
-		rc = -ECANCELED;
-	if (rc) {
-		eq_runner_error(p->r, v->path, rc, &err);
+	rc = check_links(v, st, &err);
+	if (!rc) {
+		rc = eq_output_begin(&o, v->dirfd, plain, p->force);
+		if (rc)
+			return rc; /* said */
+		rc = restore_bytes(p, a, &o, &err);
+		if (!rc)
+			return restore_swap(p, a, &o, v, st, attr_fd);
 		eq_output_abort(&o);
-		return rc;
 	}
-	times[0] = now.st_atim;
-	eq_xattrs_copy(attr_fd, o.fd);
-	rc = eq_output_commit(&o, &now, times);
-	if (rc)
-		return rc;
-	/* Remove what we decoded, not what may have taken its name. */
-	if (fstatat(v->dirfd, v->name, &now, AT_SYMLINK_NOFOLLOW) ||
-	    now.st_dev != st->st_dev || now.st_ino != st->st_ino)
-		rc = -EBUSY;
-	else if (unlinkat(v->dirfd, v->name, 0) || fsync(v->dirfd))
-		rc = -errno;
-	if (rc)
-		eq_runner_error(p->r, v->path, rc, &err);
+	eq_runner_error(p->r, v->path, rc, &err);
 	return rc;
 }
 

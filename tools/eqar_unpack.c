@@ -130,10 +130,7 @@ static int unpack_file(const struct unpack *u, struct eq_runner *r,
 		       struct eq_archive *a, const struct stat *st,
 		       const char *path, const char *out)
 {
-	const struct eq_file_info *info = eq_archive_info(a);
-	const struct timespec times[2] = {
-		st->st_atim, { .tv_sec = info->mtime_s,
-			       .tv_nsec = (long)info->mtime_ns } };
+	struct timespec times[2] = { st->st_atim };
 	struct eq_error err = { .text = "" };
 	struct eq_output o;
 	int rc;
@@ -152,9 +149,10 @@ static int unpack_file(const struct unpack *u, struct eq_runner *r,
 		eq_output_abort(&o);
 		return rc;
 	}
+	eq_archive_mtime(a, &times[1]);
 	rc = eq_output_commit(&o, st, times);
 	if (rc == 0)
-		eq_unpack_report(&u->common, r, out, info);
+		eq_unpack_report(&u->common, r, out, eq_archive_info(a));
 	return rc;
 }
 
