@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 #define RETRY_SECONDS 1.0       /* at least, before a file that changed is tried again */
 #define FULL_SECONDS 60.0       /* before one is that the system had no room for */
 
+#define TRIM_BYTES ((uint64_t)16 << 20) /* encoding such a file leaves much with malloc() */
 #define ENCODE_SHARE 8500       /* of the progress; the rest is the comparison's */
 
 struct job {
@@ -261,8 +263,11 @@ static void encode_first(struct eq_compact *c)
 		c->current = n;
 		pthread_mutex_unlock(&c->lock);
 	}
-	if (n)
+	if (n) {
 		encode(c, n);
+		if (c->current_bytes >= TRIM_BYTES)
+			malloc_trim(0);
+	}
 	pthread_mutex_lock(&c->lock);
 	c->current = NULL;
 	pthread_mutex_unlock(&c->lock);

@@ -4,14 +4,13 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "fs.h"
+#include "memory.h"
 #include "thread.h"
 
 #define MAX_FAILED 64           /* archives remembered as not to be decoded */
@@ -122,19 +121,16 @@ static void forget_failures(struct eq_hot *h)
 
 /* ---- making one ------------------------------------------------------------------ */
 
-/* What the system could give without swapping, bytes; all there is if it won't say. */
-static uint64_t available(void)
+/* Bytes that a copy may take: room to spare, and for decoded data as far as cache= goes. */
+static uint64_t room_for_copy(const struct eq_fs *fs)
 {
-	FILE *f = fopen("/proc/meminfo", "re");
-	uint64_t kib = UINT64_MAX >> 10;
-	char line[128];
+	uint64_t room = eq_memory_available(""), growth;
+	struct eq_cache_stats cache;
 
-	while (f && fgets(line, sizeof(line), f))
-		if (sscanf(line, "MemAvailable: %" SCNu64, &kib) == 1)
-			break;
-	if (f)
-		fclose(f);
-	return kib << 10;
+	eq_cache_stats(fs->cache, &cache);
+	growth = cache.bytes < cache.limit ? cache.limit - cache.bytes : 0;
+	room -= growth < room ? growth : room;
+	return room / 4 * 3;
 }
 
 struct making {
@@ -159,7 +155,7 @@ static int make(struct eq_hot *h, struct eq_hot_copy *c, struct eq_arc *arc, int
 	int fd, rc;
 
 	/* Decoding it must not push everything else out of memory. */
-	if (c->bytes / 3 >= available() / 4)
+	if (c->bytes >= room_for_copy(h->fs))
 		return -ENOMEM;
 	fd = memfd_create("eqfs-hot", MFD_CLOEXEC | MFD_ALLOW_SEALING);
 	if (fd < 0)

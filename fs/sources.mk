@@ -24,6 +24,8 @@ EQ_FS_SOURCES = \
 	fs/inode.h \
 	fs/log.c \
 	fs/log.h \
+	fs/memory.c \
+	fs/memory.h \
 	fs/name.c \
 	fs/name.h \
 	fs/notify.c \
