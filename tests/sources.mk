@@ -16,6 +16,7 @@ UNIT_TESTS = \
 	tests/unit_parity \
 	tests/unit_rans \
 	tests/unit_shrink \
+	tests/unit_memory \
 	tests/unit_slab \
 	tests/unit_stream \
 	tests/fuzz_archive \
@@ -38,6 +39,7 @@ SCRIPT_TESTS = \
 	tests/check_includes.sh \
 	tests/mount_hostile.py \
 	tests/mount_life.py \
+	tests/mount_limits.py \
 	tests/mount_lossy.py \
 	tests/entropy.py \
 	tests/ref_decode.py \
@@ -79,6 +81,7 @@ TEST_FILES = \
 	tests/gen_archives.py \
 	tests/requirements.txt \
 	tests/data \
+	tests/cgroup_lib.py \
 	tests/cli_lib.sh \
 	tests/client_lib.py \
 	tests/codec_util.h \
