@@ -48,59 +48,44 @@ struct eq_quant_sums {
 	struct eq_quant_lanes abs, err_abs, sq, err_sq;
 };
 
-/*
- * A row's bins: of units with the same pattern, the bits of their magnitude as
- * float32 without the last `shift`. Bin 1 is the base's.
- */
+/* A unit's pattern is the bits of its magnitude as float32, times `lift`, without the
+ * last `shift`. Of these the first `rest` are told. */
 struct eq_quant_bins {
-	unsigned shift;
-	unsigned extra;         /* bits of sums beyond those that a pattern needs */
-	uint32_t base, top;     /* least and greatest pattern */
-	const uint32_t *count;  /* units in each bin */
-	const int64_t (*tail)[2];       /* sum and number of those in it and above */
-	/* If patterns stand for many values (float32): what units have below theirs,
-	 * in descending order of bins, and EQ_QUANT_REST_SLACK more of anything. */
-	bool rests;
-	uint16_t *rest;
+	float lift;
+	unsigned shift, rest;
+	uint32_t off;           /* pattern of bin 0 */
+	uint32_t least;         /* patterns below are counted as if they were this one */
 };
-#define EQ_QUANT_REST_SLACK 32
 
-/* Of a pattern the exponent, as if subnormals were normal, less the base's. */
-static inline unsigned eq_bins_exponent(const struct eq_quant_bins *b, uint32_t p)
-{
-	uint32_t octave = p >> (23 - b->shift), least = b->base >> (23 - b->shift);
+/* S and N of the units of a bin and above, which are added side by side. */
+typedef uint64_t eq_quant_tail __attribute__((vector_size(16), may_alias));
+#define EQ_TAIL_SUM 0
+#define EQ_TAIL_COUNT 1
 
-	return (octave ? octave : 1) - (least ? least : 1);
-}
-
-/* What n units of pattern p add to a sum, whose rests come to `rest`. */
-static inline int64_t eq_bins_sum(const struct eq_quant_bins *b, uint32_t p, int64_t n, int64_t rest)
-{
-	uint32_t one = 1u << (23 - b->shift), up = eq_bins_exponent(b, p) + b->extra;
-	int64_t sum = (n * (p < one ? p : p % one + one) << b->shift) + rest;
-
-	return up < b->shift ? sum >> (b->shift - up) : sum << (up - b->shift);
-}
-
-/* Where a scale's levels begin and where their values lie: twice the index of the
- * tail of all units that are not below; with rests, the magnitude's bits. */
-struct eq_quant_edges {
-	uint32_t edge[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
-	uint32_t centre[EQ_QUANT_SLOTS] __attribute__((aligned(64)));
-	/* with rests: those tails; the first is of nothing */
-	int64_t tail[2 * EQ_QUANT_SLOTS][2] __attribute__((aligned(64)));
+/* What n <= EQ_TALLY units add to the cost of a scale, beside what they weigh. All is
+ * exact if the units that are coded and those that are not zero lie within 2^19 of each
+ * other. */
+#define EQ_TALLY 1024
+struct eq_quant_tally {
+	double below;           /* sum of those below the value of their level */
+	int64_t signs, steps;   /* sum of levels' values in steps, less if not below; of all */
+	int64_t outliers;
 };
 
 struct eq_quant_ops {
 	const char *isa;
 
-	/* Magnitude bits (as float32) of the greatest of n units, if above *top,
-	 * and the sum of their magnitudes, added to the lanes. */
+	/* Magnitude bits (as float32) of the greatest of n units, if above *top. */
+	void (*most)(const void *w, int dtype, size_t n, uint32_t *top);
+
+	/* The same and the sum of their magnitudes, added to the lanes. */
 	void (*scan)(const void *w, int dtype, size_t n, uint32_t *top,
 		     struct eq_quant_lanes *sum);
 
-	/* Magnitudes of n <= EQ_STRIP units, as bits of float32. */
-	void (*widen)(uint32_t u[EQ_STRIP], const void *w, int dtype, size_t n);
+	/* The bins of n <= EQ_STRIP units, and (if not NULL) what they have below their
+	 * pattern. */
+	void (*bins)(const struct eq_quant_bins *b, const void *w, int dtype, size_t n,
+		     uint32_t bin[EQ_STRIP], uint32_t rest[EQ_STRIP]);
 
 	/* The first n <= EQ_STRIP units of w to symbols and reconstruction. */
 	void (*code)(struct eq_quant_strip *s, const void *w, int dtype,
@@ -108,14 +93,17 @@ struct eq_quant_ops {
 	/* Add the n units of a strip. */
 	void (*sums)(const struct eq_quant_strip *s, size_t n, struct eq_quant_sums *sum);
 
-	/* Slots 1 to last of e[i] for the i-th of n scales and its inverse. */
-	void (*edges)(const struct eq_quant_format *f, const struct eq_quant_bins *b,
-		      unsigned last, unsigned n, const float *scale, const float *inv,
-		      struct eq_quant_edges *e);
-	/* With rests: the tails of slots 1 to n, and then where those are; those of the
-	 * others up to last are empty. */
-	void (*tails)(const struct eq_quant_bins *b, struct eq_quant_edges *e, unsigned n,
-		      unsigned last);
+	/*
+	 * Sum bins' counts, down from `low`, which is done, to `to`. They are uint32_t
+	 * if bins are exact; else uint64_t, whose lower half is the sum of what units
+	 * have below their pattern. A unit of bin low - 1 is `value` << (octave + rest).
+	 */
+	void (*tails)(const void *count, bool exact, eq_quant_tail *tail, uint32_t low,
+		      uint32_t to, uint32_t value, unsigned octave, unsigned rest);
+
+	/* n <= EQ_TALLY units with a scale and its inverse. */
+	void (*tally)(const void *w, int dtype, enum eq_qformat format, size_t n, float inv,
+		      float scale, struct eq_quant_tally *t);
 };
 
 extern const struct eq_quant_ops eq_quant_ops_c;

@@ -9,6 +9,9 @@
 #include "quant_ops.h"
 
 #define V EQ_QUANT_V
+#if V > 4
+#include <immintrin.h>
+#endif
 #define GROUP 16                /* units that the lanes of sums go through once */
 #define PARTS (GROUP / V)       /* vectors in a group */
 #define HALF (V / 2)            /* doubles in a register */
@@ -18,9 +21,9 @@
 typedef float vf VECTOR(float, V);
 typedef uint32_t vu VECTOR(uint32_t, V);
 typedef int32_t vi VECTOR(int32_t, V);
-typedef uint16_t vr VECTOR(uint16_t, 2 * V);
+typedef int16_t vs __attribute__((vector_size(V * 4), may_alias, aligned(1)));
+typedef float vw __attribute__((vector_size(V * 4), may_alias, aligned(1)));
 typedef uint16_t vh __attribute__((vector_size(V * 2), may_alias, aligned(1)));
-typedef uint8_t vb __attribute__((vector_size(V), may_alias, aligned(1)));
 typedef double vd VECTOR(double, HALF);
 typedef int64_t vq VECTOR(int64_t, HALF);
 typedef float vf2 VECTOR(float, HALF);
@@ -32,7 +35,16 @@ typedef float vf2 VECTOR(float, HALF);
 #define SPLAT(x) ((vu){ 0 } + (uint32_t)(x))
 #define ABS(x) ((vf)((vu)(x) & 0x7fffffff))
 #define DABS(x) ((vd)((vq)(x) & INT64_MAX))
+/* HALF floats, or V halves, at p; compilers split what they convert. */
+#if V == 8
+#define DOUBLES(p) ((vd)_mm256_cvtps_pd(_mm_loadu_ps((const float *)(p))))
+#define HALVES(p) ((vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)(p))))
+#elif V == 16
+#define DOUBLES(p) ((vd)_mm512_cvtps_pd(_mm256_loadu_ps((const float *)(p))))
+#define HALVES(p) ((vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)(p))))
+#else
 #define DOUBLES(p) __builtin_convertvector(*(const vf2 *)(p), vd)
+#endif
 
 /* The 16 lanes of a sum in registers. */
 struct acc {
@@ -63,10 +75,16 @@ INLINE void load(vf *x, const void *w, int dtype)
 	vu u;
 
 	if (dtype == EQ_F32) {
-		memcpy(x, w, sizeof(*x));
+		*x = *(const vw *)w;
 		return;
 	}
-	memcpy(&h, w, sizeof(h));
+#ifdef HALVES
+	if (dtype == EQ_F16) {
+		*x = HALVES(w);
+		return;
+	}
+#endif
+	h = *(const vh *)w;
 	u = __builtin_convertvector(h, vu);
 	if (dtype == EQ_BF16) {
 		u <<= 16;
@@ -79,32 +97,25 @@ INLINE void load(vf *x, const void *w, int dtype)
 	*x = (vf)u;
 }
 
-/* The level of t >= 0, as eq_level_fp8 and eq_level_int8. */
-INLINE void level(vu *q, const vf *t, enum eq_qformat format)
+/* The level of t >= 0, as eq_level_fp8 and eq_level_int8, and its value; if that is
+ * beyond the format, of which there is no more than t = 200 for int8, then *v is of no
+ * use. */
+INLINE void level(vu *q, vf *v, const vf *t, enum eq_qformat format)
 {
 	vu u = (vu)*t;
 
 	if (format == EQ_Q_FP8) {
-		vu sub = (vu)(*t + 16384.0f) - 0x46800000;
-		vu nor = ((u + 0x7ffff + (u >> 20 & 1)) >> 20) - 960;
+		vu nor = u + 0x7ffff + (u >> 20 & 1), small = (vu)(*t < 0x1p-6f);
+		vf sub = *t + 16384.0f;
 
-		*q = SEL(*t < 0x1p-6f, sub, nor);
+		*q = SEL(small, (vu)sub - 0x46800000, (nor >> 20) - 960);
+		*v = (vf)SEL(small, (vu)(sub - 16384.0f), nor & 0xfff00000);
 	} else {
-		vu cap = SEL(*t < 200.0f, u, SPLAT(0x43480000));
+		vf all = (vf)SEL(*t < 200.0f, u, SPLAT(0x43480000)) + 8388608.0f;
 
-		*q = (vu)((vf)cap + 8388608.0f) - 0x4b000000;
+		*q = (vu)all - 0x4b000000;
+		*v = all - 8388608.0f;
 	}
-}
-
-/* Value of level q, which is within the format. */
-INLINE void value(vf *v, const vu *q, enum eq_qformat format)
-{
-	vf count = (vf)(*q | 0x4b000000) - 8388608.0f;
-
-	if (format == EQ_Q_FP8)
-		*v = (vf)SEL(count < 8.0f, (vu)(count * 0x1p-9f), (*q + 960) << 20);
-	else
-		*v = count;
 }
 
 /* Quantise V magnitudes: their levels, those beyond the format (to a mask), and
@@ -115,11 +126,10 @@ INLINE void quantise(const vf *x, enum eq_qformat format, float inv, vu *q, vu *
 	uint32_t most = format == EQ_Q_FP8 ? 126 : 127;
 	vf t = *x * inv;
 
-	level(q, &t, format);
+	level(q, v, &t, format);
 	/* levels are far below 2^31: signed comparisons are cheaper */
 	*beyond = (vu)((vi)*q > (int32_t)most);
 	*q = SEL(*beyond, SPLAT(most), *q);
-	value(v, q, format);
 }
 
 /* The last n < GROUP units of a row, and zeros. */
@@ -158,6 +168,52 @@ INLINE void scan_any(const uint8_t *w, int dtype, size_t n, uint32_t *top,
 		*top = (uint32_t)most[i] > *top ? (uint32_t)most[i] : *top;
 }
 
+/* Bits of 16-bit units are in order as they are. */
+INLINE uint32_t most_16(const uint8_t *w, size_t n)
+{
+	vs top = { 0 };
+	uint8_t rest[4 * GROUP];
+	uint32_t most = 0;
+
+	for (size_t i = 0; i < n; i += 2 * V, w += 4 * V) {
+		vs x, more;
+
+		if (n - i < 2 * V)
+			w = rest_of(rest, w, EQ_BF16, n - i);
+		x = *(const vs *)w & 0x7fff;
+		more = x > top;
+		top = (more & x) | (~more & top);
+	}
+	for (int i = 0; i < 2 * V; i++)
+		most = (uint32_t)top[i] > most ? (uint32_t)top[i] : most;
+	return most;
+}
+
+static void most(const void *w, int dtype, size_t n, uint32_t *top)
+{
+	const uint8_t *p = w;
+	uint8_t rest[4 * GROUP];
+	vi most = { 0 };
+
+	if (dtype != EQ_F32) {
+		uint32_t u = most_16(w, n);
+
+		u = dtype == EQ_BF16 ? u << 16 : eq_half_widen((uint16_t)u);
+		*top = u > *top ? u : *top;
+		return;
+	}
+	for (size_t i = 0; i < n; i += V, p += 4 * V) {
+		vi x;
+
+		if (n - i < V)
+			p = rest_of(rest, p, dtype, n - i);
+		x = (vi)*(const vw *)p & 0x7fffffff;
+		most = (vi)SEL(x > most, (vu)x, (vu)most);
+	}
+	for (int i = 0; i < V; i++)
+		*top = (uint32_t)most[i] > *top ? (uint32_t)most[i] : *top;
+}
+
 static void scan(const void *w, int dtype, size_t n, uint32_t *top,
 		 struct eq_quant_lanes *sum)
 {
@@ -169,38 +225,82 @@ static void scan(const void *w, int dtype, size_t n, uint32_t *top,
 		scan_any(w, EQ_F32, n, top, sum);
 }
 
-static void widen(uint32_t u[EQ_STRIP], const void *w, int dtype, size_t n)
+INLINE void bins_any(const struct eq_quant_bins *b, const uint8_t *w, int dtype, size_t n,
+		     uint32_t *bin, uint32_t *below)
 {
-	size_t unit = eq_quant_unit(dtype), i = 0;
+	uint32_t mask = (1u << b->rest) - 1, cut = b->shift - b->rest;
+	vi least = (vi)SPLAT(b->least);
+	size_t unit = eq_quant_unit(dtype);
 	uint8_t rest[4 * GROUP];
-	const uint8_t *p = w;
 
-	for (; i < n; i += V, p += V * unit) {
+	for (size_t i = 0; i < n; i += V, w += V * unit) {
+		vu u, p;
 		vf x;
 
 		if (n - i < V)
-			p = rest_of(rest, p, dtype, n - i);
-		if (dtype == EQ_F16)
-			load(&x, p, EQ_F16);
-		else
-			load(&x, p, dtype);
-		*(vf *)&u[i] = ABS(x);
+			w = rest_of(rest, w, dtype, n - i);
+		load(&x, w, dtype);
+		x = ABS(x) * b->lift;
+		u = (vu)x;
+		p = u >> b->shift;
+		p = SEL((vi)p > least, p, (vu)least) - b->off;
+		*(vu *)&bin[i] = p;
+		if (below)
+			*(vu *)&below[i] = u >> cut & mask;
 	}
 }
 
-/* Vectors of 32 bits to 16 and 8. One instruction with AVX-512; else many units at
- * a time let the compiler pack registers in pairs. */
+static void bins(const struct eq_quant_bins *b, const void *w, int dtype, size_t n,
+		 uint32_t bin[EQ_STRIP], uint32_t rest[EQ_STRIP])
+{
+	if (dtype == EQ_BF16)
+		bins_any(b, w, EQ_BF16, n, bin, NULL);
+	else if (dtype == EQ_F16)
+		bins_any(b, w, EQ_F16, n, bin, rest);
+	else
+		bins_any(b, w, EQ_F32, n, bin, rest);
+}
+
+/* A group's 32 bits to 16 and 8. */
 #if V == 16
-#define NARROW(out, i, u, type) \
-	(*(type *)&(out)[i] = __builtin_convertvector(u, type))
-#define NARROW_STRIP(out, n, type) ((void)0)
+INLINE void narrow_16(uint16_t out[GROUP], const vu x[PARTS])
+{
+	_mm256_storeu_si256((__m256i *)(void *)out, _mm512_cvtepi32_epi16((__m512i)x[0]));
+}
+
+INLINE void narrow_8(uint8_t out[GROUP], const vu x[PARTS])
+{
+	_mm_storeu_si128((__m128i *)(void *)out, _mm512_cvtepi32_epi8((__m512i)x[0]));
+}
+#elif V == 8
+INLINE void narrow_16(uint16_t out[GROUP], const vu x[PARTS])
+{
+	__m256i pairs = _mm256_packus_epi32((__m256i)x[0], (__m256i)x[1]);
+
+	_mm256_storeu_si256((__m256i *)(void *)out, _mm256_permute4x64_epi64(pairs, 0xd8));
+}
+
+INLINE void narrow_8(uint8_t out[GROUP], const vu x[PARTS])
+{
+	__m256i pairs = _mm256_packus_epi32((__m256i)x[0], (__m256i)x[1]);
+	__m128i low = _mm256_castsi256_si128(pairs), high = _mm256_extracti128_si256(pairs, 1);
+
+	/* fours of units: 0, 2 and 1, 3 */
+	low = _mm_packus_epi16(low, high);
+	_mm_storeu_si128((__m128i *)(void *)out, _mm_shuffle_epi32(low, 0xd8));
+}
 #else
-#define NARROW(out, i, u, type) (*(vu *)&wide_##out[i] = (u))
-#define NARROW_STRIP(out, n, type)                                 \
-	do {                                                       \
-		for (size_t n_ = 0; n_ < (n); n_++)                \
-			out[n_] = (type)wide_##out[n_];            \
-	} while (0)
+INLINE void narrow_16(uint16_t out[GROUP], const vu x[PARTS])
+{
+	for (int i = 0; i < GROUP; i++)
+		out[i] = (uint16_t)x[i / V][i % V];
+}
+
+INLINE void narrow_8(uint8_t out[GROUP], const vu x[PARTS])
+{
+	for (int i = 0; i < GROUP; i++)
+		out[i] = (uint8_t)x[i / V][i % V];
+}
 #endif
 
 /* x rounded to the dtype; the bits, if there are 16, to *bits. */
@@ -229,20 +329,17 @@ INLINE void code_any(struct eq_quant_strip *s, const uint8_t *w, int dtype,
 		     enum eq_qformat format, size_t n, size_t end, float inv, float scale)
 {
 	size_t unit = eq_quant_unit(dtype);
-	uint8_t rest[4 * GROUP], *sym = s->sym;
-	uint16_t *out = s->out;
-#if V != 16
-	uint32_t wide_sym[EQ_STRIP] __attribute__((aligned(64)));
-	uint32_t wide_out[EQ_STRIP] __attribute__((aligned(64)));
-#endif
+	uint8_t rest[4 * GROUP];
 	vu bad = { 0 };
 
 	for (size_t i = 0; i < end; i += GROUP, w += GROUP * unit) {
+		vu sym[PARTS], out[PARTS];
+
 		if (i + GROUP > n)
 			w = rest_of(rest, w, dtype, i < n ? n - i : 0);
 #pragma GCC unroll 4
 		for (size_t p = 0; p < GROUP; p += V) {
-			vu sign, q, beyond, bits;
+			vu sign, q, beyond;
 			vf x, v;
 
 			load(&x, w + p * unit, dtype);
@@ -252,20 +349,18 @@ INLINE void code_any(struct eq_quant_strip *s, const uint8_t *w, int dtype,
 			quantise(&x, format, inv, &q, &beyond, &v);
 			sign &= (vu)(q != 0);
 			if (format == EQ_Q_FP8)
-				NARROW(sym, i + p, q | sign >> 24, vb);
+				sym[p / V] = q | sign >> 24;
 			else    /* -q where the sign is set */
-				NARROW(sym, i + p, ((q ^ -(sign >> 31)) + (sign >> 31)) & 255, vb);
+				sym[p / V] = ((q ^ -(sign >> 31)) + (sign >> 31)) & 255;
 			v = (vf)((vu)(v * scale) | sign);
-			round_to(&v, &bits, dtype);
-			if (dtype != EQ_F32)
-				NARROW(out, i + p, bits, vh);
+			round_to(&v, &out[p / V], dtype);
 			*(vf *)&s->y[i + p] = v;
 			bad |= beyond | (vu)(((vu)v & 0x7f800000) == 0x7f800000);
 		}
+		narrow_8(&s->sym[i], sym);
+		if (dtype != EQ_F32)
+			narrow_16(&s->out[i], out);
 	}
-	NARROW_STRIP(sym, end, uint8_t);
-	if (dtype != EQ_F32)
-		NARROW_STRIP(out, end, uint16_t);
 	s->bad = 0;
 	for (int i = 0; i < V; i++)
 		s->bad |= bad[i] != 0;
@@ -322,146 +417,112 @@ static void sums(const struct eq_quant_strip *s, size_t n, struct eq_quant_sums 
 	}
 }
 
-/* Is a unit of magnitude *x below the level that begins at *m? Its product with inv
- * decides, and of a tie, which level is even (as are the lanes of even levels). */
-INLINE void is_below(vu *below, const vf *x, const vf *m, float inv, const vu *even)
+/* n and n * value, of 32 bits each. */
+#if V > 4
+#define TAIL_OF(n, value) \
+	((eq_quant_tail)_mm_mul_epu32(_mm_set1_epi64x((int64_t)(n)), (__m128i)(value)))
+#else
+#define TAIL_OF(n, value) ((eq_quant_tail){ (n) * (value)[EQ_TAIL_SUM], (n) })
+#endif
+
+INLINE void tails_any(const void *counts, bool exact, eq_quant_tail *tail, uint32_t low,
+		      uint32_t to, uint32_t first, unsigned octave, unsigned rest)
 {
-	vf t = *x * inv;
+	const eq_quant_tail one = { 1, 0 }, up = { octave + rest, 0 };
+	eq_quant_tail value = { first, 1 }, sum = tail[low];
 
-	*below = (vu)(t < *m) | ((vu)(t == *m) & ~*even);
-}
+	for (uint32_t i = low; i-- > to; value -= one) {
+		if (exact) {
+			uint64_t n = ((const uint32_t *)counts)[i];
 
-INLINE void edges_any(const struct eq_quant_format *f, struct eq_quant_bins b, unsigned last,
-		      float scale, float inv, struct eq_quant_edges *e)
-{
-	uint32_t mask = (1u << b.shift) - 1;
-	vu behind = SPLAT(b.top + 1), before = SPLAT(b.base - 1), even = { 0 };
-
-	for (int i = 0; i < V; i += 2)
-		even[i] = ~0u;
-	for (unsigned j = 0; j <= last; j += V) {
-		vf m = *(const vf *)&f->mid[j], x = m * scale;
-		vu u = (vu)x, v = (vu)(*(const vf *)&f->value[j] * scale), below;
-
-		if (b.rests) {
-			/* rounding moves it by two of a unit's last places at most */
-			vu first = u -= 2;
-
-#pragma GCC unroll 5
-			for (unsigned i = 0; i < 5; i++) {
-				x = (vf)(first + i);
-				is_below(&below, &x, &m, inv, &even);
-				u -= below;
-			}
+			sum += TAIL_OF(n, value) << up;
 		} else {
-			/* only a unit right on it can be on either side */
-			is_below(&below, &x, &m, inv, &even);
-			u = ((u + mask) >> b.shift) - ((vu)((u & mask) == 0) & below);
-			u = SEL((vi)u < (vi)behind, u, behind) - before;
-			v = (v + mask) >> b.shift;
-			v = SEL((vi)v < (vi)behind, v, behind) - before;
-			u += u;
-			v += v;
+			uint64_t n = ((const uint64_t *)counts)[i];
+
+			sum += TAIL_OF(n >> 32, value) << up;
+			sum += (eq_quant_tail){ (n & 0xffffffff) << octave, 0 };
 		}
-		*(vu *)&e->edge[j] = u;
-		*(vu *)&e->centre[j] = v;
+		tail[i] = sum;
 	}
 }
 
-static void edges(const struct eq_quant_format *f, const struct eq_quant_bins *b, unsigned last,
-		  unsigned n, const float *scale, const float *inv, struct eq_quant_edges *e)
+static void tails(const void *counts, bool exact, eq_quant_tail *tail, uint32_t low, uint32_t to,
+		  uint32_t first, unsigned octave, unsigned rest)
 {
-	for (unsigned i = 0; i < n; i++)
-		edges_any(f, *b, last, scale[i], inv[i], &e[i]);
+	if (exact)
+		tails_any(counts, true, tail, low, to, first, octave, 0);
+	else
+		tails_any(counts, false, tail, low, to, first, octave, rest);
 }
 
-/* All lanes together, which is less than 2^32. */
-INLINE uint32_t sum_of(const vu *x)
+INLINE void tally_any(const uint8_t *w, int dtype, enum eq_qformat format, size_t n, float inv,
+		      float scale, struct eq_quant_tally *total)
 {
-	vq pairs = (vq)*x;
-	uint64_t all = 0;
+	size_t unit = eq_quant_unit(dtype);
+	uint8_t rest[4 * GROUP];
+	vd sum[2] = { { 0 }, { 0 } };
+	vi signs = { 0 }, steps = { 0 }, outliers = { 0 };
 
+	for (size_t i = 0; i < n; i += V, w += V * unit) {
+		vf x, t, v, y;
+		vi step, above;
+		vu q;
+
+		if (n - i < V)
+			w = rest_of(rest, w, dtype, n - i);
+		load(&x, w, dtype);
+		x = ABS(x);
+		t = x * inv;
+		level(&q, &v, &t, format);
+		if (format == EQ_Q_INT8) {
+			vi beyond = (vi)(v > 127.0f);
+
+			outliers -= beyond;
+			v = (vf)SEL(beyond, (vu)((vf){ 0 } + 127.0f), (vu)v);
+			step = __builtin_convertvector(v, vi);
+			steps += step;
+			step &= ~beyond;        /* and x is not below */
+		} else {
+			step = __builtin_convertvector(v * 512.0f, vi);
+			steps += step;
+		}
+		y = v * scale;
+		above = (vi)(x >= y);
+		signs += (step ^ above) - above;
+		y = (vf)((vi)x & ~above);
+		sum[0] += DOUBLES(&y);
+		sum[1] += DOUBLES((const float *)&y + HALF);
+	}
+	memset(total, 0, sizeof(*total));
+	sum[0] += sum[1];
 	for (int i = 0; i < HALF; i++)
-		all += (uint64_t)pairs[i];
-	return (uint32_t)(all + (all >> 32));
-}
-
-/* Of n rests, those that are not below `least`: their sum, and their number times
- * 2^40 (so 2^23 at most). No branch depends on a rest, none could be foreseen. */
-INLINE uint64_t rests_from(const uint16_t *rest, uint32_t n, uint32_t least)
-{
-	vr lane = { 0 }, from = lane + (uint16_t)least;
-	uint64_t total = 0;
-	uint32_t i = 0;
-
-	for (int l = 0; l < 2 * V; l++)
-		lane[l] = (uint16_t)l;
-	do {
-		uint16_t left = (uint16_t)(n - i < 2 * V ? n - i : 2 * V);
-		vu y, one;
-		vr x, in;
-		uint32_t all;
-
-		memcpy(&x, rest + i, sizeof(x));
-		in = (vr)(x >= from) & (vr)(lane < (vr){ 0 } + left);
-		/* in pairs; their number above 24 bits */
-		y = (vu)(x & in);
-		one = (vu)in & 0x00010001;
-		y = (y & 0xffff) + (y >> 16) + (one << 24) + (one >> 16 << 24);
-		all = sum_of(&y);
-		total += (all & 0xffffff) | (uint64_t)(all >> 24) << 40;
-		i += 2 * V;
-	} while (i < n);
-	return total;
-}
-
-#define RESTS_MOST (1u << 22)   /* at a time */
-
-INLINE void tail_at(const struct eq_quant_bins *b, uint32_t bits, int64_t tail[2])
-{
-	uint32_t p = bits >> b->shift, bin, n;
-	int64_t sum = 0, count = 0, above;
-	const uint16_t *rest;
-
-	p = p <= b->top ? p : b->top + 1;
-	bin = p - b->base + 1;
-	/* all that is behind the last bin is nothing, but is there */
-	above = b->tail[bin + 1][1];
-	rest = b->rest + above;
-	n = b->count[bin];
-	do {
-		uint32_t some = n < RESTS_MOST ? n : RESTS_MOST;
-		uint64_t t = rests_from(rest, some, bits & ((1u << b->shift) - 1));
-
-		sum += (int64_t)(t & 0xffffffffff);
-		count += (int64_t)(t >> 40);
-		rest += some;
-		n -= some;
-	} while (n);
-	tail[0] = b->tail[bin + 1][0] + eq_bins_sum(b, p, count, sum);
-	tail[1] = above + count;
-}
-
-static void tails(const struct eq_quant_bins *b, struct eq_quant_edges *e, unsigned n,
-		  unsigned last)
-{
-	e->tail[0][0] = e->tail[0][1] = 0;
-	for (unsigned l = n + 1; l <= last; l++)
-		e->edge[l] = e->centre[l] = 0;
-	for (unsigned l = 1; l <= n; l++) {
-		tail_at(b, e->edge[l], e->tail[l]);
-		tail_at(b, e->centre[l], e->tail[EQ_QUANT_SLOTS + l]);
-		e->edge[l] = 2 * l;
-		e->centre[l] = 2 * (EQ_QUANT_SLOTS + l);
+		total->below += sum[0][i];
+	for (int i = 0; i < V; i++) {
+		total->signs += signs[i];
+		total->steps += steps[i];
+		total->outliers += outliers[i];
 	}
+}
+
+static void tally(const void *w, int dtype, enum eq_qformat format, size_t n, float inv,
+		  float scale, struct eq_quant_tally *total)
+{
+	/* others have a bin for each value */
+	if (format == EQ_Q_FP8 && dtype == EQ_F32)
+		tally_any(w, EQ_F32, EQ_Q_FP8, n, inv, scale, total);
+	else if (format == EQ_Q_FP8)
+		tally_any(w, dtype, EQ_Q_FP8, n, inv, scale, total);
+	else
+		tally_any(w, dtype, EQ_Q_INT8, n, inv, scale, total);
 }
 
 const struct eq_quant_ops EQ_QUANT_OPS = {
 	.isa = EQ_QUANT_ISA,
+	.most = most,
 	.scan = scan,
-	.widen = widen,
+	.bins = bins,
 	.code = code,
 	.sums = sums,
-	.edges = edges,
 	.tails = tails,
+	.tally = tally,
 };

@@ -61,6 +61,8 @@ EQ_CODEC_SOURCES = \
 	codec/quant_ops.c \
 	codec/quant_ops.h \
 	codec/quant_rate.c \
+	codec/quant_row.c \
+	codec/quant_row.h \
 	codec/quant_search.c \
 	codec/quant_vec.h \
 	codec/rans.c \

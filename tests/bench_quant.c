@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Speed of the quantiser on one thread: MB/s of weights read, best of several
- * runs, and as a part of memcpy's in the same run.
- * Usage: bench_quant [rows]
+ * Speed of the quantiser on one thread: MB/s of weights read and millions of them a
+ * second, best of several runs, and as a part of memcpy's in the same run.
+ * Usage: bench_quant [rows]    (of 4096 weights; others have as many bytes)
  */
 #include <math.h>
 #include <stdio.h>
@@ -121,7 +121,8 @@ static double gauss(uint64_t *seed)
 	return sqrt(-2 * log(u[0])) * cos(6.283185307179586 * u[1]);
 }
 
-static int bench(int dtype, const char *name, uint64_t rows, uint64_t k)
+/* As many rows of k as have so many bytes. */
+static int bench(int dtype, const char *name, uint64_t bytes, uint64_t k)
 {
 	static const struct {
 		enum eq_qformat format;
@@ -129,6 +130,7 @@ static int bench(int dtype, const char *name, uint64_t rows, uint64_t k)
 	} point[] = { { EQ_Q_FP8, 0.3 }, { EQ_Q_FP8, 3.9 }, { EQ_Q_FP8, 14.5 },
 		      { EQ_Q_FP8, 58 }, { EQ_Q_INT8, 3.9 } };
 	double both;
+	uint64_t rows = bytes / (k * eq_quant_unit(dtype)) + 1;
 	struct bench b = { .t = { .dtype = dtype, .rows = rows, .k = k } };
 	uint64_t n = rows * k, seed = 88172645463325252u;
 
@@ -160,9 +162,9 @@ static int bench(int dtype, const char *name, uint64_t rows, uint64_t k)
 		search = measure(&b, run_search);
 		apply = measure(&b, run_apply);
 		both = measure(&b, run_both);
-		printf("  %-4s lambda %-5g search %5.0f  apply %5.0f  norm, search and apply %5.0f MB/s (%.3f of memcpy)\n",
+		printf("  %-4s lambda %-5g search %5.0f  apply %5.0f  norm, search and apply %5.0f MB/s, %4.0f M weights/s (%.3f of memcpy)\n",
 		       b.format == EQ_Q_FP8 ? "fp8" : "int8", b.lambda, search, apply, both,
-		       both / b.memcpy_mb);
+		       both / (double)eq_quant_unit(dtype), both / b.memcpy_mb);
 	}
 	b.format = EQ_Q_FP8;
 	both = measure(&b, run_rate);
@@ -179,15 +181,16 @@ static int bench(int dtype, const char *name, uint64_t rows, uint64_t k)
 
 int main(int argc, char **argv)
 {
-	uint64_t rows = argc > 1 ? strtoull(argv[1], NULL, 10) : 1024;
+	uint64_t rows = argc > 1 ? strtoull(argv[1], NULL, 10) : 1024, bytes = rows * 4096 * 2;
 	int failed = 0;
 
-	if (!rows)
-		rows = 1;
 	printf("quantiser, one thread, %s\n", eq_quant_ops_get()->isa);
-	failed |= bench(EQ_BF16, "bfloat16", rows, 4096);
-	failed |= bench(EQ_BF16, "bfloat16", rows * 4096 / 384 + 1, 384);
-	failed |= bench(EQ_F16, "float16", rows / 2 + 1, 4096);
-	failed |= bench(EQ_F32, "float32", rows / 2 + 1, 4096);
+	failed |= bench(EQ_BF16, "bfloat16", bytes, 4096);
+	failed |= bench(EQ_BF16, "bfloat16", bytes, 1024);
+	failed |= bench(EQ_BF16, "bfloat16", bytes, 384);
+	failed |= bench(EQ_F16, "float16", bytes, 4096);
+	failed |= bench(EQ_F16, "float16", bytes, 384);
+	failed |= bench(EQ_F32, "float32", bytes, 4096);
+	failed |= bench(EQ_F32, "float32", bytes, 384);
 	return failed;
 }

@@ -321,89 +321,94 @@ static void test_threads(void **state)
 	eq_pool_free(pool);
 }
 
-/* A row of rests in bins of every size, some of them empty. */
-#define EDGE_BINS 2000
-struct bins {
-	struct eq_quant_bins b;
-	uint32_t count[EDGE_BINS + 4];
-	int64_t tail[EDGE_BINS + 4][2];
-	uint16_t rest[64 * EDGE_BINS + EQ_QUANT_REST_SLACK];
-};
-
-static void bins_make(struct bins *s, int dtype, uint32_t top)
+/* A unit's bin and rest are its bits; what is too small is in the first bin. */
+static void check_bins(const struct eq_quant_ops *ops, const void *w, int dtype, size_t n)
 {
-	s->b = (struct eq_quant_bins){ .shift = dtype == EQ_F16 ? 13 : 16, .rests = dtype == EQ_F32,
-				       .extra = 10, .count = s->count, .tail = s->tail,
-				       .rest = s->rest };
-	s->b.top = top >> s->b.shift;
-	s->b.base = s->b.top > EDGE_BINS ? s->b.top - EDGE_BINS : 0;
-	memset(s->count, 0, sizeof(s->count));
-	memset(s->tail, 0, sizeof(s->tail));
-	for (uint32_t bin = s->b.top - s->b.base + 1; bin; bin--) {
-		uint32_t n = (uint32_t)(uniform() * (bin % 7 ? 4 : 64));
-		uint16_t *rest = s->rest + s->tail[bin + 1][1];
-		int64_t sum = 0;
+	struct eq_quant_bins b = { .lift = uniform() < 0.5 ? 1 : 0x1p64f, .shift = 16, .off = 1000 };
+	uint32_t at[EQ_STRIP], rest[EQ_STRIP];
 
-		for (uint32_t i = 0; i < n; i++)
-			sum += rest[i] = (uint16_t)(uniform() * 65536);
-		s->count[bin] = n;
-		s->tail[bin][1] = s->tail[bin + 1][1] + n;
-		s->tail[bin][0] = s->tail[bin + 1][0] +
-				  eq_bins_sum(&s->b, s->b.base + bin - 1, n, sum);
+	b.shift = dtype == EQ_F16 ? 13 : dtype == EQ_F32 ? 14 : 16;
+	b.rest = dtype == EQ_F32 ? (unsigned)(uniform() * 15) : 0;
+	b.least = b.off + (uint32_t)(uniform() * 100 * 128);
+	ops->bins(&b, w, dtype, n, at, dtype == EQ_F32 ? rest : NULL);
+	for (size_t i = 0; i < n; i++) {
+		uint32_t u = eq_float_bits(fabsf(eq_float_at(w, dtype, i)) * b.lift), p = u >> b.shift;
+
+		assert_int_equal(at[i], (p < b.least ? b.least : p) - b.off);
+		if (dtype == EQ_F32)
+			assert_int_equal(rest[i], (u & ((1u << 14) - 1)) >> (14 - b.rest));
 	}
 }
 
-/* Units from the edge on belong to the level or one above, and none below it does. */
-static void check_edge(const struct bins *s, const struct eq_quant_format *f, float inv,
-		       const struct eq_quant_edges *e, uint32_t j)
+#define TAILS 200
+
+static void check_tails(const struct eq_quant_ops *ops, bool exact)
 {
-	uint32_t shift = s->b.rests ? 0 : s->b.shift, at = e->edge[j];
+	uint32_t count[TAILS], to = (uint32_t)(uniform() * TAILS), first = 1000 + TAILS;
+	unsigned octave = (unsigned)(uniform() * 20), rest = exact ? 0 : (unsigned)(uniform() * 14);
+	uint64_t both[TAILS], sum = 12345, n = 678;
+	eq_quant_tail tail[TAILS + 1];
 
-	if (!s->b.rests) {
-		at = s->b.base + at / 2 - 1;
-		if (at > s->b.top || at < s->b.base)
-			return; /* all it can tell */
+	memset(tail, 0, sizeof(tail));
+	tail[TAILS] = (eq_quant_tail){ sum, n };
+	for (int i = 0; i < TAILS; i++) {
+		count[i] = (uint32_t)(uniform() * (i % 9 ? 40 : 1e6));
+		both[i] = (uint64_t)count[i] << 32 | (uint32_t)(uniform() * 0xffffffff);
 	}
-	for (uint32_t i = 0; i < 2; i++) {
-		float t = eq_float_of((at - i) << shift) * inv;
-		uint32_t level = f->top == 126 ? eq_level_fp8(t) : eq_level_int8(t);
-
-		assert_int_equal(level >= j, i == 0);
+	ops->tails(exact ? (void *)count : (void *)both, exact, tail, TAILS, to, first, octave, rest);
+	for (uint32_t i = TAILS; i-- > 0;) {
+		n += count[i];
+		sum += ((uint64_t)(first - (TAILS - 1 - i)) * count[i] << (octave + rest)) +
+		       (exact ? 0 : (both[i] & 0xffffffff) << octave);
+		assert_int_equal(tail[i][EQ_TAIL_SUM], i < to ? 0 : sum);
+		assert_int_equal(tail[i][EQ_TAIL_COUNT], i < to ? 0 : n);
 	}
 }
 
-static void check_edges(const struct eq_quant_ops *ops, const struct eq_quant_format *f, int dtype,
-			float scale)
+/* What units add to the cost of a scale, by the definition. */
+static void check_tally(const struct eq_quant_ops *ops, int dtype, enum eq_qformat format)
 {
-	float scales[2] = { scale, scale / 2 }, inv[2] = { 1 / scale, 2 / scale };
-	static struct eq_quant_edges a[2], b[2];
-	static struct bins s;
+	size_t n = uniform() < 0.5 ? EQ_TALLY : (size_t)(uniform() * EQ_TALLY) + 1;
+	float scale = scale_of((uint16_t)(0x3f80 + uniform() * 128)), inv = 1 / scale, value[256];
+	uint32_t top = format == EQ_Q_FP8 ? 126 : 127;
+	float unit = format == EQ_Q_FP8 ? 0x1p-9f : 1;
+	struct eq_quant_tally t, want = { 0 };
+	uint64_t state = uniform_state;
+	struct matrix m;
 
-	bins_make(&s, dtype, eq_float_bits(scale * (float)exp2(floor(14 * uniform() - 7))) & 0x7effffff);
-	memset(a, 0, sizeof(a));
-	memset(b, 0, sizeof(b));
-	ops->edges(f, &s.b, 127, 2, scales, inv, a);
-	eq_quant_ops_c.edges(f, &s.b, 127, 2, scales, inv, b);
-	assert_memory_equal(&a, &b, sizeof(a));
-	for (uint32_t j = 1; j <= f->top; j++)
-		check_edge(&s, f, inv[0], &a[0], j);
-	for (unsigned i = 0; i < 2 && s.b.rests; i++) {
-		const uint32_t least[2] = { b[i].edge[1], b[i].centre[1] };
+	matrix_make(&m, dtype, 1, n, WIDE, 1);
+	uniform_state = state;
+	eq_quant_values(format, value);
+	for (size_t i = 0; i < n; i++) {
+		float x;
+		uint32_t q;
 
-		/* bins below the base are not looked up */
-		if ((least[0] < least[1] ? least[0] : least[1]) >> 16 < s.b.base)
+		/* boundaries too; int8: beyond the top */
+		matrix_set(&m, i, (float)((i % 4 ? 30 : (int)(uniform() * 260)) *
+					  (i % 4 ? weight(WIDE) : (double)scale / 2)));
+		if (format == EQ_Q_FP8 && !(fabsf(m.x[i]) <= 448 * scale))
+			matrix_set(&m, i, 448 * scale);
+		x = fabsf(m.x[i]);
+		q = format == EQ_Q_FP8 ? eq_level_fp8(x * inv) : eq_level_int8(x * inv);
+		want.outliers += q > top;
+		want.steps += (int64_t)(value[q > top ? top : q] / unit);
+		if (q > top)
 			continue;
-		ops->tails(&s.b, &a[i], 120, 127);
-		eq_quant_ops_c.tails(&s.b, &b[i], 120, 127);
-		assert_memory_equal(&a[i], &b[i], sizeof(a[i]));
+		want.signs += (int64_t)(value[q] / unit) * (x < value[q] * scale ? 1 : -1);
+		want.below += x < value[q] * scale ? (double)x : 0;
 	}
+	ops->tally(m.w, dtype, format, n, inv, scale, &t);
+	assert_int_equal(t.outliers, want.outliers);
+	assert_int_equal(t.steps, want.steps);
+	assert_int_equal(t.signs, want.signs);
+	assert_true(t.below == want.below);
+	matrix_free(&m);
 }
 
 /* All operations of a table against the portable one, any bits, any length. */
 static void check_ops(const struct eq_quant_ops *ops)
 {
 	struct eq_quant_strip a, b;
-	struct eq_quant_format f;
 	uint16_t w[2 * EQ_STRIP];
 
 	uniform_state = 99;
@@ -414,7 +419,7 @@ static void check_ops(const struct eq_quant_ops *ops)
 		float scale = scale_of((uint16_t)(0x80 + uniform() * 0x7e00));
 		struct eq_quant_sums sa = { 0 }, sb = { 0 };
 		struct eq_quant_lanes la = { 0 }, lb = { 0 };
-		uint32_t ta = 0, tb = 0, ua[EQ_STRIP], ub[EQ_STRIP];
+		uint32_t ta = 0, tb = 0;
 
 		for (int i = 0; i < 2 * EQ_STRIP; i++)  /* finite float32, bfloat16, half */
 			w[i] = (uint16_t)(uniform() * 65536) & (uint16_t)~(1u << (10 + round % 4));
@@ -436,12 +441,13 @@ static void check_ops(const struct eq_quant_ops *ops)
 		ops->scan(w, dtype, n, &ta, &la);
 		eq_quant_ops_c.scan(w, dtype, n, &tb, &lb);
 		assert_int_equal(ta, tb);
-		ops->widen(ua, w, dtype, n);
-		eq_quant_ops_c.widen(ub, w, dtype, n);
-		assert_memory_equal(ua, ub, n * sizeof(*ua));
 		assert_memory_equal(&la, &lb, sizeof(la));
-		eq_quant_format_init(&f, format);
-		check_edges(ops, &f, dtype, scale);
+		tb = 0;
+		ops->most(w, dtype, n, &tb);
+		assert_int_equal(ta, tb);
+		check_bins(ops, w, dtype, n);
+		check_tails(ops, dtype != EQ_F32);
+		check_tally(ops, dtype, format);
 	}
 }
 
