@@ -14,6 +14,7 @@
 #include "thread.h"
 
 #define MAX_FAILED 64           /* archives remembered as not to be decoded */
+#define LOOK_SECONDS 1          /* after which what is still mapped is looked at again */
 
 enum state { WAITING, MAKING, READY, FAILED };
 
@@ -36,6 +37,7 @@ struct eq_hot {
 	uint64_t limit, bytes;
 	uint64_t files, failed, made, dropped;
 	struct eq_hot_copy *first, *last;
+	struct eq_hot_copy *mapped; /* dropped, and held by nobody but the kernel */
 	pthread_mutex_t lock;
 	pthread_cond_t work;
 	struct eq_thread thread;
@@ -69,11 +71,23 @@ static struct eq_hot_copy *find(struct eq_hot *h, const struct eq_arc *a)
 	return NULL;
 }
 
-/* What the copy takes is given back when nobody holds it any more. */
-static void unref(struct eq_hot *h, struct eq_hot_copy *c)
+/*
+ * Does the kernel hold the memory for somebody? A mapping that was made by passthrough does
+ * so until it goes, and the close of which we hear may come long before. Whoever else has a
+ * file open, or mapped, keeps us from a lease for writing.
+ */
+static bool held(const struct eq_hot_copy *c)
 {
-	if (--c->refs)
-		return;
+	if (c->fd < 0)
+		return false;
+	if (fcntl(c->fd, F_SETLEASE, F_WRLCK))
+		return errno == EAGAIN;
+	fcntl(c->fd, F_SETLEASE, F_UNLCK);
+	return false;
+}
+
+static void copy_free(struct eq_hot *h, struct eq_hot_copy *c)
+{
 	if (c->state == FAILED) {
 		h->failed--;
 	} else {
@@ -83,6 +97,34 @@ static void unref(struct eq_hot *h, struct eq_hot_copy *c)
 	if (c->fd >= 0)
 		close(c->fd);
 	free(c);
+}
+
+/* What the copy takes is given back when nobody holds it any more. */
+static void unref(struct eq_hot *h, struct eq_hot_copy *c)
+{
+	if (--c->refs)
+		return;
+	if (held(c)) {
+		c->next = h->mapped;
+		h->mapped = c;
+		pthread_cond_signal(&h->work); /* to look at it from time to time */
+	} else {
+		copy_free(h, c);
+	}
+}
+
+/* Give back what the kernel has let go of. */
+static void reap(struct eq_hot *h)
+{
+	struct eq_hot_copy **p = &h->mapped, *c;
+
+	while ((c = *p))
+		if (held(c)) {
+			p = &c->next;
+		} else {
+			*p = c->next;
+			copy_free(h, c);
+		}
 }
 
 /* Off the list, so that nobody finds it. Not one that is waiting or being made:
@@ -100,9 +142,10 @@ static bool make_room(struct eq_hot *h, uint64_t bytes)
 {
 	struct eq_hot_copy *c, *prev;
 
+	reap(h);
 	for (c = h->last; c && h->bytes + bytes > h->limit; c = prev) {
 		prev = c->prev;
-		if (c->refs == 1 && c->state == READY)
+		if (c->refs == 1 && c->state == READY && !held(c))
 			drop(h, c);
 	}
 	return h->bytes + bytes <= h->limit;
@@ -152,6 +195,7 @@ static int make(struct eq_hot *h, struct eq_hot_copy *c, struct eq_arc *arc, int
 	struct eq_run run = { .pool = h->fs->pool, .backend = h->fs->m->backend,
 			      .progress = unwanted, .progress_arg = &m };
 	struct eq_error err = { "" };
+	char path[EQ_PROC_SIZE];
 	int fd, rc;
 
 	/* Decoding it must not push everything else out of memory. */
@@ -163,15 +207,17 @@ static int make(struct eq_hot *h, struct eq_hot_copy *c, struct eq_arc *arc, int
 	rc = eq_archive_unpack(arc->archive, fd, &run, &err);
 	if (!rc && fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL))
 		rc = -errno;
-	if (rc) {
-		close(fd);
-		if (rc != -ECANCELED)
-			eq_log(&h->fs->log, EQ_LOG_WARN, "not kept decoded: %s",
-			       err.text[0] ? err.text : eq_strerror(rc));
-		return rc;
+	if (!rc) { /* opened like any other file, for the kernel to count who has it */
+		eq_proc_path(path, fd);
+		*out = open(path, O_RDONLY | O_CLOEXEC);
+		if (*out < 0)
+			rc = -errno;
 	}
-	*out = fd;
-	return 0;
+	close(fd);
+	if (rc && rc != -ECANCELED)
+		eq_log(&h->fs->log, EQ_LOG_WARN, "not kept decoded: %s",
+		       err.text[0] ? err.text : eq_strerror(rc));
+	return rc;
 }
 
 /* Under the lock: rc is what became of c. */
@@ -204,6 +250,21 @@ static struct eq_hot_copy *next_waiting(struct eq_hot *h)
 	return c;
 }
 
+/* Under the lock. */
+static void wait_for_work(struct eq_hot *h)
+{
+	struct timespec until;
+
+	if (!h->mapped) {
+		pthread_cond_wait(&h->work, &h->lock);
+		return;
+	}
+	clock_gettime(CLOCK_MONOTONIC, &until);
+	until.tv_sec += LOOK_SECONDS;
+	pthread_cond_timedwait(&h->work, &h->lock, &until);
+	reap(h);
+}
+
 static void *worker(void *arg)
 {
 	struct eq_hot *h = arg;
@@ -215,7 +276,7 @@ static void *worker(void *arg)
 	while (!h->stop) {
 		c = next_waiting(h);
 		if (!c) {
-			pthread_cond_wait(&h->work, &h->lock);
+			wait_for_work(h);
 			continue;
 		}
 		c->state = MAKING;
@@ -244,7 +305,7 @@ int eq_hot_create(struct eq_fs *fs, uint64_t limit, struct eq_hot **out)
 	h->fs = fs;
 	h->limit = limit;
 	pthread_mutex_init(&h->lock, NULL);
-	pthread_cond_init(&h->work, NULL);
+	eq_cond_init_monotonic(&h->work);
 	rc = eq_thread_start(&h->thread, worker, h);
 	if (rc) {
 		pthread_cond_destroy(&h->work);
@@ -278,6 +339,10 @@ void eq_hot_free(struct eq_hot *h)
 	while ((c = h->first)) {
 		eq_arc_put(&h->fs->arcs, c->arc);
 		drop(h, c);
+	}
+	while ((c = h->mapped)) {
+		h->mapped = c->next;
+		copy_free(h, c);
 	}
 	pthread_cond_destroy(&h->work);
 	pthread_mutex_destroy(&h->lock);
@@ -363,6 +428,7 @@ void eq_hot_stats(struct eq_hot *h, struct eq_hot_stats *out)
 	if (!h)
 		return;
 	pthread_mutex_lock(&h->lock);
+	reap(h);
 	out->files = h->files;
 	out->bytes = h->bytes;
 	out->limit = h->limit;

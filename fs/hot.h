@@ -28,8 +28,8 @@ void eq_hot_free(struct eq_hot *h);
 
 /*
  * The copy of an archive that is being opened, with a reference; or NULL, and
- * then one is made for those who come later, if there is room for it. Copies in use are
- * never dropped, so there may be no room.
+ * then one is made for those who come later, if there is room for it. Copies in use, also
+ * by a mapping that has outlived its file, are never dropped, so there may be no room.
  */
 struct eq_hot_copy *eq_hot_get(struct eq_hot *h, struct eq_arc *arc);
 void eq_hot_put(struct eq_hot *h, struct eq_hot_copy *copy);

@@ -30,15 +30,15 @@ def mapped(path):
 
 
 class SharedMap:
-    """A writable mapping that, unlike Python's own, keeps no descriptor."""
+    """A mapping that, unlike Python's own, keeps no descriptor."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 
-    def __init__(self, fd):
+    def __init__(self, fd, prot=mmap.PROT_READ | mmap.PROT_WRITE):
         self.size = os.fstat(fd).st_size
-        self.at = self.libc.mmap(None, self.size, mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_SHARED, fd, 0)
+        self.at = self.libc.mmap(None, self.size, prot, mmap.MAP_SHARED, fd, 0)
         assert self.at != ctypes.c_void_p(-1).value, os.strerror(ctypes.get_errno())
         self.data = (ctypes.c_ubyte * self.size).from_address(self.at)
 
@@ -220,6 +220,47 @@ def test_hot_limit_and_order():
             assert read(m.path("b")) == want["b"]
             assert a.read() == want["a"] and c.read() == want["c"]
             assert stat_of(m, "hot_made_files_total") == 3
+
+
+def kept_map(path):
+    """A mapping to read, of a file that is closed then."""
+    fd = os.open(path, os.O_RDONLY)
+    kept = SharedMap(fd, mmap.PROT_READ)
+    os.close(fd)
+    return kept
+
+
+def copies_of(m):
+    """The decoded copies, as somebody may have them who got them by passthrough."""
+    top = f"/proc/{m.proc.pid}/fd/"
+    return [top + n for n in os.listdir(top) if "memfd:eqfs-hot" in os.readlink(top + n)]
+
+
+def test_hot_mapped():
+    """A copy that is mapped takes its memory until it is not: by passthrough we do not hear of that."""
+    if os.geteuid():
+        print("  left out: root") # has passthrough
+        return
+    store = scratch("hotmap")
+    want = {n: archive(store, n, i) for i, n in enumerate("ab")}
+    size = len(want["a"])
+    with Mount(store, f"hot={size * 3 // 2 >> 10}K") as m:
+        read(m.path("a"))
+        wait_made(m, 1)
+        view = kept_map(m.path("a") if passes(m) else copies_of(m)[0])
+        assert read(m.path("b")) == want["b"] # for which there is no room
+        assert stat_of(m, "hot_dropped_files_total") == 0
+        assert stat_of(m, "hot_files") == 1 and stat_of(m, "hot_bytes") == size
+        os.unlink(m.path("a"))
+        assert read(m.path("b")) == want["b"]
+        assert stat_of(m, "hot_files") == 1 and stat_of(m, "hot_bytes") == size
+        assert bytes(view.data) == want["a"]
+        view.close()
+        poll("closed without being asked", lambda: not copies_of(m))
+        assert stat_of(m, "hot_files") == 0 and stat_of(m, "hot_bytes") == 0
+        read(m.path("b"))
+        wait_made(m, 2)
+        assert stat_of(m, "hot_bytes") == size
 
 
 def test_hot_and_writers():
