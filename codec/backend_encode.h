@@ -89,8 +89,9 @@ struct eq_quantiser_ops {
 	/* Bring the tensor in; sum[r] = sum |w| over row r, added up as eq_quant_l1
 	 * does. Comes first. */
 	int (*norm)(struct eq_quantiser *q, double *sum, bool *finite);
-	/* If all of it is finite, and EQ_BF16: the scale of each row that costs the least, as
-	 * eq_quant_search has it; nu is the price of a step of rate. */
+	/* If all of it is finite: the scale of each row that costs the least, as
+	 * eq_quant_search has it; nu is the price of a step of rate. -ENOSPC if the
+	 * rows are too long for that; the quantiser is as good as before. */
 	int (*search)(struct eq_quantiser *q, const struct eq_quant_format *f, double nu,
 		      uint16_t *scale);
 	/* Quantise with given scales, once. */

@@ -121,11 +121,13 @@ bool eq_device_l1(struct eq_encoder *e, struct eq_quantiser **q, const struct eq
 bool eq_device_search(struct eq_encoder *e, struct eq_quantiser **q, double nu, uint16_t *scale)
 {
 	struct eq_quant_format f;
+	int rc;
 
 	if (!*q)
 		return false;
 	eq_quant_format_init(&f, e->policy->format);
-	return quantiser_result(e, q, (*q)->ops->search(*q, &f, nu, scale));
+	rc = (*q)->ops->search(*q, &f, nu, scale);
+	return rc != -ENOSPC && quantiser_result(e, q, rc);
 }
 
 static int by_unit(const void *a, const void *b)

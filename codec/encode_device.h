@@ -25,7 +25,8 @@ bool eq_device_encode(struct eq_encoder *e, struct eq_encode_job *jobs, size_t n
  */
 void eq_device_open(struct eq_encoder *e, const struct eq_quant_tensor *t, struct eq_quantiser **q);
 void eq_device_close(struct eq_quantiser **q);
-/* As eq_quant_l1, eq_quant_search and eq_quant_apply; in this order. */
+/* As eq_quant_l1, eq_quant_search and eq_quant_apply; in this order. After a search
+ * that is not for the device it may still have *q, to apply. */
 bool eq_device_l1(struct eq_encoder *e, struct eq_quantiser **q, const struct eq_quant_tensor *t,
 		  double *l1, bool *finite);
 bool eq_device_search(struct eq_encoder *e, struct eq_quantiser **q, double nu, uint16_t *scale);

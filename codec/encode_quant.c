@@ -305,9 +305,8 @@ static int search(struct quant *q)
 	q->scale = malloc(q->m.rows * sizeof(q->scale[0]));
 	if (!q->scale)
 		return -ENOMEM;
-	/* a device has these alone; the order of its search differs, and does not count */
-	if (q->m.dtype == EQ_BF16 &&
-	    eq_device_search(q->e, &q->device, eq_quant_price(q->e->lambda, q->l1, n), q->scale))
+	/* the order of a device's search differs, and does not count */
+	if (eq_device_search(q->e, &q->device, eq_quant_price(q->e->lambda, q->l1, n), q->scale))
 		return 0;
 	return eq_quant_search(&q->m, q->e->policy->format, q->e->lambda, q->l1, n, q->e->run->pool,
 			       q->scale);

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define EQ_GPU_ABI 3
+#define EQ_GPU_ABI 4
 #define EQ_GPU_SYMBOL "eq_cuda_module"
 
 struct eq_gpu_open {

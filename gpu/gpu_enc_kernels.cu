@@ -9,6 +9,7 @@
 #define PLACE_WARPS 4           /* in a block, and blocks a part */
 #define PLACE_BLOCKS 4
 #define HIST_BLOCKS 1024
+#define LONG_BLOCKS 1024
 
 /* ---- parts -------------------------------------------------------------------- */
 
@@ -102,7 +103,27 @@ extern __shared__ uint64_t eq_row_memory[];
 template <bool FP8>
 static __global__ void __launch_bounds__(32) search_rows(const struct eq_gpu_rows r)
 {
-	eq_warp_search(&r, blockIdx.x, (struct eq_row_shared *)eq_row_memory, FP8);
+	eq_warp_search(&r, blockIdx.x, (struct eq_row_bins *)eq_row_memory, FP8);
+}
+
+template <int DTYPE, bool FP8>
+static __global__ void __launch_bounds__(32) search_sorted(const struct eq_gpu_rows r)
+{
+	struct eq_row_sorter *m = (struct eq_row_sorter *)eq_row_memory;
+
+	eq_warp_search_sorted(&r, blockIdx.x, m, (unsigned char *)(m + 1), DTYPE, FP8);
+}
+
+/* Rows that do not fit into shared memory: a block has room in that of the symbols,
+ * which are not there yet. */
+template <int DTYPE, bool FP8>
+static __global__ void __launch_bounds__(32) search_long(const struct eq_gpu_rows r)
+{
+	struct eq_row_sorter *m = (struct eq_row_sorter *)eq_row_memory;
+	unsigned char *room = r.symbols + blockIdx.x * eq_row_sorted_bytes(r.k);
+
+	for (uint64_t row = blockIdx.x; row < r.rows; row += gridDim.x)
+		eq_warp_search_sorted(&r, row, m, room, DTYPE, FP8);
 }
 
 static __global__ void count_symbols(const unsigned char *symbols, uint64_t n, uint32_t *hist)
@@ -122,6 +143,15 @@ typedef void rows_fn(const struct eq_gpu_rows);
 /* By dtype, and for fp8. */
 static rows_fn *const norms[3] = { norm_rows<EQ_BF16>, norm_rows<EQ_F16>, norm_rows<EQ_F32> };
 static rows_fn *const searches[2] = { search_rows<false>, search_rows<true> };
+/* Not of bfloat16. */
+static rows_fn *const sorted_searches[2][2] = {
+	{ search_sorted<EQ_F16, false>, search_sorted<EQ_F16, true> },
+	{ search_sorted<EQ_F32, false>, search_sorted<EQ_F32, true> },
+};
+static rows_fn *const long_searches[2][2] = {
+	{ search_long<EQ_F16, false>, search_long<EQ_F16, true> },
+	{ search_long<EQ_F32, false>, search_long<EQ_F32, true> },
+};
 static rows_fn *const quantises[3][2] = {
 	{ quantise_rows<EQ_BF16, false>, quantise_rows<EQ_BF16, true> },
 	{ quantise_rows<EQ_F16, false>, quantise_rows<EQ_F16, true> },
@@ -145,9 +175,46 @@ cudaError_t eq_norm_launch(const struct eq_gpu_rows *r, int dtype, cudaStream_t 
 	return cudaGetLastError();
 }
 
-cudaError_t eq_search_launch(const struct eq_gpu_rows *r, bool fp8, cudaStream_t stream)
+/* Shared memory that a block may have. */
+static cudaError_t shared_limit(size_t *most)
 {
-	searches[fp8]<<<(unsigned)r->rows, 32, sizeof(struct eq_row_shared), stream>>>(*r);
+	int device, value = 0;
+	cudaError_t rc = cudaGetDevice(&device);
+
+	if (!rc)
+		rc = cudaDeviceGetAttribute(&value, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+	*most = (size_t)value;
+	return rc;
+}
+
+static cudaError_t search_sorted_launch(const struct eq_gpu_rows *r, int dtype, bool fp8,
+					cudaStream_t stream)
+{
+	size_t room = eq_row_sorted_bytes(r->k), shared = sizeof(struct eq_row_sorter), most;
+	uint64_t blocks = r->rows * r->k / room;
+	cudaError_t rc = shared_limit(&most);
+	int type = dtype_index(dtype) - 1;
+
+	if (rc)
+		return rc;
+	if (shared + room <= most) {
+		sorted_searches[type][fp8]<<<(unsigned)r->rows, 32, shared + room, stream>>>(*r);
+		return cudaGetLastError();
+	}
+	if (!blocks)
+		return cudaErrorNotSupported;
+	blocks = blocks < LONG_BLOCKS ? blocks : LONG_BLOCKS;
+	long_searches[type][fp8]<<<(unsigned)blocks, 32, shared, stream>>>(*r);
+	return cudaGetLastError();
+}
+
+cudaError_t eq_search_launch(const struct eq_gpu_rows *r, int dtype, bool fp8, cudaStream_t stream)
+{
+	if (!eq_row_has_sums(dtype, r->k))
+		return cudaErrorNotSupported;
+	if (dtype != EQ_BF16)
+		return search_sorted_launch(r, dtype, fp8, stream);
+	searches[fp8]<<<(unsigned)r->rows, 32, sizeof(struct eq_row_bins), stream>>>(*r);
 	return cudaGetLastError();
 }
 
@@ -159,13 +226,26 @@ cudaError_t eq_quantise_launch(const struct eq_gpu_rows *r, int dtype, bool fp8,
 	return cudaGetLastError();
 }
 
+/* Let a kernel have most of an SM's memory as shared, `bytes` of it in a block. */
+static cudaError_t prefer_shared(rows_fn *fn, size_t bytes)
+{
+	cudaError_t rc = cudaFuncSetAttribute(fn, cudaFuncAttributePreferredSharedMemoryCarveout,
+					      cudaSharedmemCarveoutMaxShared);
+
+	if (!rc)
+		rc = cudaFuncSetAttribute(fn, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)bytes);
+	return rc;
+}
+
 cudaError_t eq_enc_kernels_init(void)
 {
-	cudaError_t rc = cudaSuccess;
+	size_t most;
+	cudaError_t rc = shared_limit(&most);
 
-	for (int i = 0; i < 2 && !rc; i++)
-		rc = cudaFuncSetAttribute(searches[i],
-					  cudaFuncAttributePreferredSharedMemoryCarveout,
-					  cudaSharedmemCarveoutMaxShared);
+	for (int fp8 = 0; fp8 < 2 && !rc; fp8++) {
+		rc = prefer_shared(searches[fp8], sizeof(struct eq_row_bins));
+		for (int type = 0; type < 2 && !rc; type++)
+			rc = prefer_shared(sorted_searches[type][fp8], most);
+	}
 	return rc;
 }

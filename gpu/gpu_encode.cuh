@@ -20,8 +20,9 @@ cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, struct eq_gpu_enc
 			  unsigned n, cudaStream_t stream);
 /* *r is copied at once. */
 cudaError_t eq_norm_launch(const struct eq_gpu_rows *r, int dtype, cudaStream_t stream);
-/* Of bfloat16. */
-cudaError_t eq_search_launch(const struct eq_gpu_rows *r, bool fp8, cudaStream_t stream);
+/* cudaErrorNotSupported: not for such rows. What symbols there are is lost. */
+cudaError_t eq_search_launch(const struct eq_gpu_rows *r, int dtype, bool fp8,
+			     cudaStream_t stream);
 /* Also counts the symbols, to hist, which is zero. */
 cudaError_t eq_quantise_launch(const struct eq_gpu_rows *r, int dtype, bool fp8, uint32_t *hist,
 			       cudaStream_t stream);

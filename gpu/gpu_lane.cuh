@@ -162,6 +162,8 @@ EQ_DEV void eq_store(unsigned char *p, const uint32_t *w, const unsigned n)
 #define EQ_HALF_MAX(v) eq_half_max(&(v))
 #define EQ_WARP_SUM64(v) eq_warp_sum64(v)
 #define EQ_SUM_ABOVE(v) eq_sum_above(&(v))
+/* Which lanes have the same v[g]. */
+#define EQ_MATCH(mask, v, g) ((mask)[g] = __match_any_sync(0xffffffffu, (v)[g]))
 
 EQ_DEV uint32_t eq_mulhi(uint32_t a, uint32_t b) { return __umulhi(a, b); }
 

@@ -234,7 +234,11 @@ static int q_search(struct eq_quantiser *pub, const struct eq_quant_format *f, d
 	if (!rc)
 		rc = put_format(q, f);
 	if (!rc)
-		rc = eq_search_launch(&q->r, is_fp8(f), q->stream);
+		rc = eq_search_launch(&q->r, q->t.dtype, is_fp8(f), q->stream);
+	if (rc == cudaErrorNotSupported) {
+		err = end(q, cudaSuccess);
+		return err ? err : -ENOSPC;
+	}
 	if (!rc)
 		rc = copy(q, scale, q->r.scale, q->t.rows * sizeof(scale[0]));
 	return end(q, rc);

@@ -18,6 +18,7 @@ EQ_CUDA_FILES = \
 EQ_CUDA_DEPS = \
 	gpu/eqfs-cuda.map \
 	gpu/gpu_enc_quant.h \
+	gpu/gpu_enc_row.h \
 	gpu/gpu_enc_search.h \
 	gpu/gpu_enc_task.h \
 	gpu/gpu_enc_warp.h \

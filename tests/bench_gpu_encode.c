@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * GB/s of bf16 encoded on the GPU: with all data in its memory, and through the back
+ * GB/s of weights encoded on the GPU: with all data in its memory, and through the back
  * end from pinned memory of the host and from ordinary memory, beside the CPU and
  * beside what the link carries. Every result is compared with the CPU's.
  *
- * Usage: bench_gpu_encode [seconds a row]
+ * Usage: bench_gpu_encode [seconds a row [part of a case's name]]
  */
 #include <config.h>
 
@@ -18,15 +18,16 @@
 #include "gpu_load.h"
 #include "codec_util.h"
 #include "floats.h"
+#include "quant_ops.h"
 
-enum { CHUNK = 131072, ROWS = 4096, K = 4096, N = ROWS * K, CHUNKS = N / CHUNK, THREADS = 16,
-       RESIDENT = 40 };
+enum { CHUNK = 131072, N = 4096 * 4096, CHUNKS = N / CHUNK, THREADS = 16, RESIDENT = 40 };
 
 /* The driver's own functions, so that the program needs no CUDA to be built. */
 struct driver {
 	int (*retain)(void **ctx, int device);
 	int (*set)(void *ctx);
 	int (*host)(void **p, size_t n, unsigned flags);
+	int (*unhost)(void *p);
 	int (*alloc)(unsigned long long *p, size_t n);
 	int (*release)(unsigned long long p);
 	int (*to)(unsigned long long to, const void *from, size_t n);
@@ -34,6 +35,7 @@ struct driver {
 };
 
 static double seconds = 1;
+static const char *only = "";   /* cases whose names have this */
 static struct driver driver;
 static const struct eq_backend *gpu;
 static struct eq_pool *pool;
@@ -69,6 +71,7 @@ static void driver_open(void)
 	*(void **)&driver.retain = symbol("cuDevicePrimaryCtxRetain");
 	*(void **)&driver.set = symbol("cuCtxSetCurrent");
 	*(void **)&driver.host = symbol("cuMemHostAlloc");
+	*(void **)&driver.unhost = symbol("cuMemFreeHost");
 	*(void **)&driver.alloc = symbol("cuMemAlloc_v2");
 	*(void **)&driver.release = symbol("cuMemFree_v2");
 	*(void **)&driver.to = symbol("cuMemcpyHtoD_v2");
@@ -129,14 +132,14 @@ static void *member_main(void *arg)
 	return NULL;
 }
 
-/* Repeat fn, which goes through a tensor of N units, in n threads. */
-static void bench(const char *name, unsigned n, void (*fn)(void *, unsigned), void *arg)
+/* Repeat fn, which goes through a tensor of N units of so many bytes, in n threads. */
+static void bench(const char *name, size_t unit, unsigned n, void (*fn)(void *, unsigned), void *arg)
 {
 	struct crew c = { .fn = fn, .arg = arg, .n = n };
 	struct member m[THREADS];
 	pthread_t thread[THREADS];
 	unsigned long total = 0;
-	double t, cpu;
+	double t, cpu, gigabytes;
 
 	for (unsigned i = 0; i < n; i++)
 		fn(arg, i); /* memory, clocks */
@@ -153,8 +156,9 @@ static void bench(const char *name, unsigned n, void (*fn)(void *, unsigned), vo
 	cpu = clock_of(CLOCK_PROCESS_CPUTIME_ID) - cpu;
 	for (unsigned i = 0; i < n; i++)
 		total += c.done[i];
-	printf("%-34s %2u threads %6.2f GB/s of bf16, %.3f CPU s a GB\n", name, n,
-	       (double)total * 2e-9 * N / t, cpu / ((double)total * 2e-9 * N));
+	gigabytes = 1e-9 * (double)(total * unit * N);
+	printf("%-34s %2u threads %6.2f GB/s, %.3f CPU s a GB\n", name, n, gigabytes / t,
+	       cpu / gigabytes);
 	fflush(stdout);
 }
 
@@ -175,7 +179,7 @@ static void bench_resident(const char *name, const struct eq_encode_job *jobs, u
 		free(again[i].out);
 	}
 	free(again);
-	printf("%-34s resident  %7.1f GB/s of bf16\n", name, RESIDENT * gigabytes / m.encode_s);
+	printf("%-34s resident  %7.1f GB/s\n", name, RESIDENT * gigabytes / m.encode_s);
 	fflush(stdout);
 }
 
@@ -234,10 +238,14 @@ static void planes_check(struct planes *p)
 
 static void bench_planes(const char *name, const uint8_t *units, const uint8_t *ordinary)
 {
-	uint64_t (*hist)[256] = calloc(8, sizeof(*hist));
-	struct planes *p = must_alloc(sizeof(*p));
+	uint64_t (*hist)[256];
+	struct planes *p;
 	char row[64];
 
+	if (!strstr(name, only))
+		return;
+	hist = calloc(8, sizeof(*hist));
+	p = must_alloc(sizeof(*p));
 	memset(p, 0, sizeof(*p));
 	p->units = units;
 	p->c = must_alloc(sizeof(*p->c));
@@ -256,12 +264,12 @@ static void bench_planes(const char *name, const uint8_t *units, const uint8_t *
 	bench_resident(name, p->job[1], CHUNKS, 2e-9 * N);
 	snprintf(row, sizeof(row), "%s, pinned", name);
 	for (unsigned t = 1; t <= THREADS; t *= 2)
-		bench(row, t, planes_gpu, p);
+		bench(row, 2, t, planes_gpu, p);
 	p->units = ordinary;
 	snprintf(row, sizeof(row), "%s, ordinary memory", name);
-	bench(row, THREADS, planes_gpu, p);
+	bench(row, 2, THREADS, planes_gpu, p);
 	snprintf(row, sizeof(row), "%s, %s, all CPUs", name, eq_cpu_isa());
-	bench(row, 1, planes_cpu, p);
+	bench(row, 2, 1, planes_cpu, p);
 	for (unsigned t = 0; t < THREADS; t++)
 		for (unsigned i = 0; i < CHUNKS; i++)
 			free(p->job[t][i].out);
@@ -279,6 +287,7 @@ struct quantised {
 	struct eq_policy policy;
 	struct eq_quant_tensor t;
 	double lambda;
+	size_t unit;            /* bytes of a weight */
 	bool resident;          /* the reconstruction stays where it is */
 	uint8_t *recon[THREADS], *out[THREADS];
 	uint16_t *scale[THREADS];
@@ -292,12 +301,13 @@ static void quant_chunks(struct quantised *q, struct eq_quantiser *d, const stru
 	struct eq_encode_job job[CHUNKS];
 	struct eq_encode_plan plan;
 	struct eq_encoder e = q->e;
+	size_t rows = CHUNK / q->t.k;
 
 	check(!eq_device_plan(c, &plan), "no memory");
 	for (unsigned i = 0; i < CHUNKS; i++) {
 		job[i] = (struct eq_encode_job){
 			.plan = &plan, .n_units = CHUNK, .first_unit = (uint64_t)i * CHUNK,
-			.scales = q->scale[thread] + i * (CHUNK / K), .scale_bytes = CHUNK / K * 2,
+			.scales = q->scale[thread] + i * rows, .scale_bytes = 2 * rows,
 			.out = q->out[thread] + i * q->bound,
 		};
 		eq_device_parts(c, i, job[i].part);
@@ -330,7 +340,8 @@ static void quant_gpu(void *arg, unsigned thread)
 			      q->resident ? NULL : q->recon[thread], &r), "apply");
 	at[3] = clock_of(CLOCK_MONOTONIC);
 	eq_quant_values(q->policy.format, value);
-	eq_coding_quant(c, 2, EQ_SCALE_BF16, N, K, CHUNK, r.hist, value, r.n_outliers);
+	eq_coding_quant(c, (unsigned)q->unit, EQ_SCALE_BF16, N, q->t.k, CHUNK, r.hist, value,
+			r.n_outliers);
 	at[4] = clock_of(CLOCK_MONOTONIC);
 	quant_chunks(q, d, c, thread);
 	at[5] = clock_of(CLOCK_MONOTONIC);
@@ -365,11 +376,11 @@ static void quant_cpu_one(void *arg, size_t i)
 	const struct quant_cpu *x = arg;
 	struct quantised *q = x->q;
 	uint8_t *scratch = malloc(eq_chunk_scratch(x->c));
+	size_t rows = CHUNK / q->t.k;
 
 	check(scratch != NULL, "no memory");
-	q->len[0][i] = eq_chunk_encode_quant(x->c, x->sym + i * CHUNK, CHUNK,
-					     q->scale[0] + i * (CHUNK / K), CHUNK / K * 2, NULL, 0,
-					     q->out[0] + i * q->bound, scratch);
+	q->len[0][i] = eq_chunk_encode_quant(x->c, x->sym + i * CHUNK, CHUNK, q->scale[0] + i * rows,
+					     2 * rows, NULL, 0, q->out[0] + i * q->bound, scratch);
 	free(scratch);
 }
 
@@ -390,7 +401,8 @@ static void quant_cpu(void *arg, unsigned thread)
 	check(!eq_quant_apply(&q->t, q->policy.format, q->scale[thread], pool, sym, q->recon[thread],
 			      &r), "apply");
 	eq_quant_values(q->policy.format, value);
-	eq_coding_quant(c, 2, EQ_SCALE_BF16, N, K, CHUNK, r.hist, value, r.n_outliers);
+	eq_coding_quant(c, (unsigned)q->unit, EQ_SCALE_BF16, N, q->t.k, CHUNK, r.hist, value,
+			r.n_outliers);
 	eq_pool_for(pool, CHUNKS, quant_cpu_one, &x);
 	eq_quant_result_fini(&r);
 	free(sym);
@@ -401,8 +413,8 @@ static void quant_check(struct quantised *q)
 {
 	quant_cpu(q, 0);
 	quant_gpu(q, 1);
-	check(!memcmp(q->scale[0], q->scale[1], ROWS * sizeof(uint16_t)), "other scales");
-	check(!memcmp(q->recon[0], q->recon[1], 2 * N), "other weights");
+	check(!memcmp(q->scale[0], q->scale[1], q->t.rows * sizeof(uint16_t)), "other scales");
+	check(!memcmp(q->recon[0], q->recon[1], q->unit * N), "other weights");
 	for (unsigned i = 0; i < CHUNKS; i++)
 		check(q->len[0][i] == q->len[1][i] &&
 		      !memcmp(q->out[0] + i * q->bound, q->out[1] + i * q->bound, q->len[0][i]),
@@ -410,60 +422,113 @@ static void quant_check(struct quantised *q)
 }
 
 /* Room for a chunk of any coding. */
-static size_t chunk_room(void)
+static size_t chunk_room(const struct quantised *q)
 {
 	uint64_t hist[256] = { 1, 1 };
 	struct eq_coding *c = must_alloc(sizeof(*c));
 	float value[256] = { 0 };
 	size_t room;
 
-	eq_coding_quant(c, 2, EQ_SCALE_BF16, N, K, CHUNK, hist, value, 0);
+	eq_coding_quant(c, (unsigned)q->unit, EQ_SCALE_BF16, N, q->t.k, CHUNK, hist, value, 0);
 	room = eq_align(eq_chunk_bound(c, 0), 64);
 	free(c);
 	return room;
 }
 
-static void bench_quant(const char *name, enum eq_qformat format, double lambda,
-			const uint8_t *units)
+struct quant_case {
+	const char *name;
+	int dtype;
+	unsigned k;
+	enum eq_qformat format;
+	double lambda;
+};
+
+static const struct quant_case quant_cases[] = {
+	{ "fp8, lambda 3.9", EQ_BF16, 4096, EQ_Q_FP8, 3.9 },
+	{ "fp8, lambda 58", EQ_BF16, 4096, EQ_Q_FP8, 58 },
+	{ "int8, lambda 14.5", EQ_BF16, 4096, EQ_Q_INT8, 14.5 },
+	{ "float16, fp8, lambda 3.9", EQ_F16, 4096, EQ_Q_FP8, 3.9 },
+	{ "float16, int8, lambda 14.5", EQ_F16, 4096, EQ_Q_INT8, 14.5 },
+	{ "float16, rows of 16384", EQ_F16, 16384, EQ_Q_FP8, 3.9 },
+	{ "float16, rows of 32768", EQ_F16, 32768, EQ_Q_FP8, 3.9 },
+	{ "float32, fp8, lambda 3.9", EQ_F32, 4096, EQ_Q_FP8, 3.9 },
+	{ "float32, int8, lambda 14.5", EQ_F32, 4096, EQ_Q_INT8, 14.5 },
+	{ "float32, rows of 16384", EQ_F32, 16384, EQ_Q_FP8, 3.9 },
+};
+
+static void quant_rows(struct quantised *q, const char *name)
 {
-	struct quantised *q = must_alloc(sizeof(*q));
-	size_t stored = 0;
 	char row[64];
 
-	memset(q, 0, sizeof(*q));
-	q->policy.format = format;
-	q->e = (struct eq_encoder){ .device = gpu, .policy = &q->policy };
-	q->t = (struct eq_quant_tensor){ units, EQ_BF16, ROWS, K };
-	q->lambda = lambda;
-	q->bound = chunk_room();
-	for (unsigned i = 0; i < THREADS; i++) {
-		q->recon[i] = pinned(2 * N);
-		q->out[i] = must_alloc(CHUNKS * q->bound);
-		q->scale[i] = must_alloc(ROWS * sizeof(uint16_t));
-	}
-	quant_check(q);
-	for (unsigned i = 0; i < CHUNKS; i++)
-		stored += q->len[1][i];
-	printf("%s: %.3f bits\n", name, 8.0 * (double)stored / N);
 	snprintf(row, sizeof(row), "%s, pinned", name);
 	for (unsigned t = 1; t <= THREADS; t *= 2)
-		bench(row, t, quant_gpu, q);
+		bench(row, q->unit, t, quant_gpu, q);
 	quant_best(q);
 	printf("    alone: in and norm %.2f, search %.2f, apply and out %.2f, tables %.2f, "
 	       "encode %.2f ms\n", 1e3 * q->took[0][0], 1e3 * q->took[0][1], 1e3 * q->took[0][2],
 	       1e3 * q->took[0][3], 1e3 * q->took[0][4]);
 	q->resident = true;
 	quant_best(q);
-	printf("%-34s resident  %7.1f GB/s of bf16: search %.2f, apply %.2f, encode %.2f ms\n", name,
-	       2e-9 * N / (q->took[0][1] + q->took[0][2] + q->took[0][4]), 1e3 * q->took[0][1],
-	       1e3 * q->took[0][2], 1e3 * q->took[0][4]);
+	printf("%-34s resident  %7.1f GB/s: search %.2f, apply %.2f, encode %.2f ms\n", name,
+	       1e-9 * (double)(q->unit * N) / (q->took[0][1] + q->took[0][2] + q->took[0][4]),
+	       1e3 * q->took[0][1], 1e3 * q->took[0][2], 1e3 * q->took[0][4]);
 	snprintf(row, sizeof(row), "%s, %s, all CPUs", name, eq_cpu_isa());
-	bench(row, 1, quant_cpu, q);
+	bench(row, q->unit, 1, quant_cpu, q);
+}
+
+static void bench_quant(const struct quant_case *g, const uint8_t *units)
+{
+	struct quantised *q;
+	size_t stored = 0;
+
+	if (!strstr(g->name, only))
+		return;
+	q = must_alloc(sizeof(*q));
+	memset(q, 0, sizeof(*q));
+	q->policy.format = g->format;
+	q->e = (struct eq_encoder){ .device = gpu, .policy = &q->policy };
+	q->t = (struct eq_quant_tensor){ units, g->dtype, N / g->k, g->k };
+	q->unit = eq_quant_unit(g->dtype);
+	q->lambda = g->lambda;
+	q->bound = chunk_room(q);
 	for (unsigned i = 0; i < THREADS; i++) {
+		q->recon[i] = pinned(q->unit * N);
+		q->out[i] = must_alloc(CHUNKS * q->bound);
+		q->scale[i] = must_alloc(q->t.rows * sizeof(uint16_t));
+	}
+	quant_check(q);
+	for (unsigned i = 0; i < CHUNKS; i++)
+		stored += q->len[1][i];
+	printf("%s: %.3f bits\n", g->name, 8.0 * (double)stored / N);
+	quant_rows(q, g->name);
+	for (unsigned i = 0; i < THREADS; i++) {
+		driver.unhost(q->recon[i]);
 		free(q->out[i]);
 		free(q->scale[i]);
 	}
 	free(q);
+}
+
+/* The same weights in all dtypes. */
+static void bench_quantised(const uint8_t *units)
+{
+	uint8_t *f16 = pinned(2 * N), *f32 = pinned(4 * (size_t)N);
+	uint64_t seed = 3;
+
+	for (size_t i = 0; i < N; i++) {
+		float x = (float)(0.02 * rnd_gauss(&seed));
+		uint16_t h = eq_half_narrow(x);
+
+		memcpy(f16 + 2 * i, &h, 2);
+		memcpy(f32 + 4 * i, &x, 4);
+	}
+	for (size_t i = 0; i < sizeof(quant_cases) / sizeof(quant_cases[0]); i++) {
+		int dtype = quant_cases[i].dtype;
+
+		bench_quant(&quant_cases[i], dtype == EQ_BF16 ? units : dtype == EQ_F16 ? f16 : f32);
+	}
+	driver.unhost(f16);
+	driver.unhost(f32);
 }
 
 int main(int argc, char **argv)
@@ -475,6 +540,8 @@ int main(int argc, char **argv)
 
 	if (argc > 1)
 		seconds = atof(argv[1]);
+	if (argc > 2)
+		only = argv[2];
 	if (eq_gpu_backend(&options, &gpu, &err)) {
 		printf("no GPU: %s\n", err.text);
 		return 0;
@@ -498,9 +565,7 @@ int main(int argc, char **argv)
 	bench_planes("lossless", units, ordinary);
 	memcpy(ordinary, wide, 2 * N);
 	bench_planes("lossless, 60 exponents", wide, ordinary);
-	bench_quant("fp8, lambda 3.9", EQ_Q_FP8, 3.9, units);
-	bench_quant("fp8, lambda 58", EQ_Q_FP8, 58, units);
-	bench_quant("int8, lambda 14.5", EQ_Q_INT8, 14.5, units);
+	bench_quantised(units);
 	eq_pool_free(pool);
 	eq_gpu_release(gpu);
 	return 0;

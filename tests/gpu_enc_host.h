@@ -156,18 +156,37 @@ static inline int emulated_norm(struct eq_quantiser *q, double *sum, bool *finit
 	return emulated_call(e->x);
 }
 
+static inline void emulated_row(struct emulated_quantiser *e, uint64_t row, bool fp8)
+{
+	struct eq_row_sorter *m;
+	struct eq_row_bins *bins;
+	unsigned char *memory;
+
+	if (e->dtype == EQ_BF16) {
+		bins = gpu_memory(sizeof(*bins));
+		eq_warp_search(&e->r, row, bins, fp8);
+		free(bins);
+		return;
+	}
+	m = must_alloc(sizeof(*m));
+	memory = must_alloc(eq_row_sorted_bytes(e->r.k));
+	eq_warp_search_sorted(&e->r, row, m, memory, e->dtype, fp8);
+	free(memory);
+	free(m);
+}
+
 static inline int emulated_search(struct eq_quantiser *q, const struct eq_quant_format *f, double nu,
 				  uint16_t *scale)
 {
 	struct emulated_quantiser *e = (void *)q;
-	struct eq_row_shared *m = gpu_memory(sizeof(*m));
 
+	if (!eq_row_has_sums(e->dtype, e->r.k))
+		return -ENOSPC;
 	e->r.format = f;
 	e->r.nu = nu;
 	for (uint64_t i = 0; i < e->r.rows; i++)
-		eq_warp_search(&e->r, i, m, f->top == 126);
+		emulated_row(e, i, f->top == 126);
 	memcpy(scale, e->r.scale, e->r.rows * sizeof(*scale));
-	free(m);
 	return emulated_call(e->x);
 }
 

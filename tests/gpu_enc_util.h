@@ -273,14 +273,19 @@ static void compare_matrix(struct matrix *m, enum eq_qformat format, double lamb
 	const struct eq_backend *be = encoder_under_test;
 	struct eq_quantiser *q;
 	double l1;
+	int rc;
 
 	assert_int_equal(be->encoder->quantiser(be->ctx, &t, &q), 0);
 	eq_quant_format_init(&f, format);
 	compare_norm(m, q, &l1);
 	assert_int_equal(eq_quant_search(&m->t, format, lambda, l1, n, NULL, m->scale), 0);
-	if (m->t.dtype == EQ_BF16)
-		assert_int_equal(q->ops->search(q, &f, eq_quant_price(lambda, l1, n), scale), 0);
-	for (uint64_t i = 0; i < m->t.rows && m->t.dtype == EQ_BF16; i++)
+	rc = q->ops->search(q, &f, eq_quant_price(lambda, l1, n), scale);
+	/* a few long rows may be too many for it */
+	if (m->t.k < 10000 || m->t.rows > 13)
+		assert_int_equal(rc, 0);
+	else if (rc)
+		assert_int_equal(rc, -ENOSPC);
+	for (uint64_t i = 0; i < m->t.rows && !rc; i++)
 		if (scale[i] != m->scale[i])
 			fail_msg("dtype %d, format %d, lambda %g: row %d has scale %04x instead of %04x",
 				 m->t.dtype, format, lambda, (int)i, scale[i], m->scale[i]);
@@ -304,6 +309,22 @@ static void test_quantiser(void **state)
 			size = i & 64 ? 1e-5 : 0.5;
 		matrix_make(&m, dtype, 7, 500 + 13 * (i % 5), i / 6 % KINDS, size);
 		compare_matrix(&m, formats[i / 3 % 2], lambdas[i / 30]);
+		matrix_free(&m);
+	}
+}
+
+/* Rows that do not fit into a device's shared memory: many, and too few for it. */
+static void test_long_rows(void **state)
+{
+	static const unsigned sizes[][2] = { { 3, 4096 }, { 14, 20000 }, { 2, 32767 } };
+
+	(void)state;
+	for (unsigned i = 0; i < 2 * 3; i++) {
+		struct matrix m;
+
+		matrix_make(&m, dtypes[1 + i % 2], sizes[i / 2][0], sizes[i / 2][1],
+			    i & 2 ? OUTLIERS : GAUSS, 0.02);
+		compare_matrix(&m, formats[i / 2 % 2], 3.9);
 		matrix_free(&m);
 	}
 }

@@ -165,6 +165,7 @@ static inline void eq_load(const unsigned char *p, uint32_t *w, unsigned n)
 #define EQ_HALF_MAX(v) eq_half_max(v)
 #define EQ_WARP_SUM64(v) eq_warp_sum64(v)
 #define EQ_SUM_ABOVE(v) eq_sum_above(v)
+#define EQ_MATCH(mask, v, g) eq_match(mask, (const uint32_t (*)[4])(v), g)
 
 static inline uint32_t eq_mulhi(uint32_t a, uint32_t b)
 {
@@ -184,6 +185,16 @@ static inline void eq_half_max(uint32_t *v)
 	for (unsigned lane = 0; lane < 32; lane++)
 		if (v[lane] > v[lane & 16])
 			v[lane & 16] = v[lane];
+}
+
+/* Which lanes have the same in column g. */
+static inline void eq_match(uint32_t (*mask)[4], const uint32_t (*v)[4], unsigned g)
+{
+	for (unsigned lane = 0; lane < 32; lane++) {
+		mask[lane][g] = 0;
+		for (unsigned other = 0; other < 32; other++)
+			mask[lane][g] |= (uint32_t)(v[lane][g] == v[other][g]) << other;
+	}
 }
 
 static inline int64_t eq_warp_sum64(const int64_t *v)

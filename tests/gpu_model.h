@@ -38,6 +38,8 @@ static const struct model_tensor model_tensors[] = {
 	{ LAYER "self_attn.v_proj.weight", EQ_F32, 150, 400, MODEL_WIDE },
 	{ "model.layers.1.mlp.up_proj.weight", EQ_BF16, 100, 128, MODEL_HUGE },
 	{ "model.layers.1.mlp.gate_proj.weight", EQ_F16, 100, 128, MODEL_HUGE },
+	{ "model.layers.1.self_attn.k_proj.weight", EQ_F32, 3, 33000, MODEL_GAUSS },
+	{ "model.layers.1.self_attn.q_proj.weight", EQ_F16, 2, 24000, MODEL_OUTLIERS },
 	{ "model.norm.weight", EQ_F32, 1, 5000, MODEL_GAUSS },
 	{ "rare", EQ_BF16, 5, 131072, MODEL_RARE },
 	{ "x.f64", EQ_F64, 3, 1000, MODEL_GAUSS },

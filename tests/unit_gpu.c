@@ -497,6 +497,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_planes),
 		cmocka_unit_test(test_escapes),
 		cmocka_unit_test(test_quantiser),
+		cmocka_unit_test(test_long_rows),
 		cmocka_unit_test(test_odd_rows),
 		cmocka_unit_test(test_not_finite),
 		cmocka_unit_test(test_archives),

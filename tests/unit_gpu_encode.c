@@ -129,6 +129,7 @@ int main(void)
 		cmocka_unit_test(test_escapes),
 		cmocka_unit_test(test_symbols),
 		cmocka_unit_test(test_quantiser),
+		cmocka_unit_test(test_long_rows),
 		cmocka_unit_test(test_odd_rows),
 		cmocka_unit_test(test_not_finite),
 		cmocka_unit_test(test_archives),
