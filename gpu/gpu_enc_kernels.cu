@@ -65,16 +65,22 @@ place_parts(const struct eq_gpu_enc_task *tasks)
 	}
 }
 
-static __global__ void __launch_bounds__(32) place_offsets(struct eq_gpu_enc_done *done, unsigned n)
+/* What there will be to copy goes to the host by its own stores: a copy would keep those
+ * behind it, of other streams, waiting for the kernels here. */
+static __global__ void __launch_bounds__(32)
+place_offsets(struct eq_gpu_enc_done *done, unsigned n, struct eq_gpu_enc_done *host)
 {
 	eq_warp_offsets(done, n);
+	__syncwarp();
+	for (unsigned i = threadIdx.x; host && i < n; i += 32)
+		host[i] = done[i];
 }
 
 cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, struct eq_gpu_enc_done *done,
-			  unsigned n, cudaStream_t stream)
+			  unsigned n, struct eq_gpu_enc_done *host, cudaStream_t stream)
 {
 	encode_parts<<<n, 32, 0, stream>>>(tasks);
-	place_offsets<<<1, 32, 0, stream>>>(done, n);
+	place_offsets<<<1, 32, 0, stream>>>(done, n, host);
 	place_parts<<<dim3(n, PLACE_BLOCKS), 32 * PLACE_WARPS, 0, stream>>>(tasks);
 	return cudaGetLastError();
 }

@@ -3,7 +3,9 @@
  * Encoding chunks. As decode() in gpu_module.cu: a call is cut into batches, each
  * of which takes a slot, and those of all calls run beside each other. Only the
  * device knows how long parts are, so a batch is waited for twice: when that is
- * known, and when as many bytes have been copied.
+ * known, and when as many bytes have been copied. A thread that makes the chunks of
+ * one batch has an eye on its others meanwhile. All copies in go by one stream and all
+ * copies out by another, since copies of many streams get in each other's way.
  */
 #include <cerrno>
 #include <cstdlib>
@@ -18,7 +20,7 @@
 #define SLOT_UNITS ((size_t)8 << 20)
 #define SLOT_WORK ((size_t)12 << 20)
 #define SLOT_MADE ((size_t)9 << 20)
-#define SLOTS_MAX 24u
+#define SLOTS_MAX 32u
 #define IN_FLIGHT 4u                    /* slots of one call */
 #define SLOTS_SHARE 4                   /* of the memory limit: one part in so many */
 
@@ -31,8 +33,9 @@ struct enc_in {
 
 struct enc_slot {
 	struct enc_slot *link;
-	cudaStream_t stream;
-	cudaEvent_t ready;
+	cudaStream_t stream;            /* of kernels */
+	cudaStream_t copy_in, copy_out; /* the encoder's */
+	cudaEvent_t came, ready;
 	struct enc_in *in, *dev_in;
 	unsigned char *dev_work;
 	struct eq_gpu_enc_done *done, *dev_done;
@@ -41,6 +44,7 @@ struct enc_slot {
 	struct eq_encode_job *jobs;
 	unsigned n_jobs, n_tasks, n_tables;
 	size_t units, work, bound;
+	bool fetched;                   /* or on its way */
 	unsigned first[SLOT_JOBS];      /* task of a job */
 	/* Tables that are there, of which plans. */
 	const struct eq_encode_plan *plan[SLOT_TABLES];
@@ -54,6 +58,7 @@ struct eq_gpu_encoder {
 	pthread_cond_t freed;
 	struct enc_slot *free_slots;    /* these and below: under the lock */
 	unsigned n_slots, max_slots;
+	cudaStream_t copy_in, copy_out; /* NULL until there is a slot */
 };
 
 /* ---- slots ------------------------------------------------------------------ */
@@ -71,12 +76,30 @@ static void slot_free(struct enc_slot *s)
 	cudaFreeHost(s->in);
 	if (s->ready)
 		cudaEventDestroy(s->ready);
+	if (s->came)
+		cudaEventDestroy(s->came);
 	if (s->stream)
 		cudaStreamDestroy(s->stream);
 	free(s);
 }
 
-static cudaError_t slot_create(struct enc_slot **out)
+/* The streams that all slots copy by. */
+static cudaError_t copy_streams(struct eq_gpu_encoder *e, struct enc_slot *s)
+{
+	cudaError_t rc = cudaSuccess;
+
+	pthread_mutex_lock(&e->lock);
+	if (!e->copy_in)
+		rc = cudaStreamCreateWithFlags(&e->copy_in, cudaStreamNonBlocking);
+	if (!rc && !e->copy_out)
+		rc = cudaStreamCreateWithFlags(&e->copy_out, cudaStreamNonBlocking);
+	s->copy_in = e->copy_in;
+	s->copy_out = e->copy_out;
+	pthread_mutex_unlock(&e->lock);
+	return rc;
+}
+
+static cudaError_t slot_create(struct eq_gpu_encoder *e, struct enc_slot **out)
 {
 	const size_t done = SLOT_TASKS * sizeof(struct eq_gpu_enc_done);
 	struct enc_slot *s = (struct enc_slot *)calloc(1, sizeof(*s));
@@ -86,13 +109,16 @@ static cudaError_t slot_create(struct enc_slot **out)
 	*out = NULL;
 	if (!s)
 		return cudaErrorMemoryAllocation;
-	/* Few warps that run for long: before the many of a search. */
-	rc = cudaDeviceGetStreamPriorityRange(&least, &greatest);
+	rc = copy_streams(e, s);
+	if (!rc) /* few warps that run for long: before the many of a search */
+		rc = cudaDeviceGetStreamPriorityRange(&least, &greatest);
 	if (!rc)
 		rc = cudaStreamCreateWithPriority(&s->stream, cudaStreamNonBlocking, greatest);
 	if (!rc) /* sleeping, not spinning: the CPU has other work */
 		rc = cudaEventCreateWithFlags(&s->ready, cudaEventBlockingSync |
 							 cudaEventDisableTiming);
+	if (!rc)
+		rc = cudaEventCreateWithFlags(&s->came, cudaEventDisableTiming);
 	if (!rc)
 		rc = cudaHostAlloc((void **)&s->in, sizeof(*s->in), cudaHostAllocDefault);
 	if (!rc)
@@ -140,7 +166,7 @@ static cudaError_t slot_get(struct eq_gpu_encoder *e, bool wait, struct enc_slot
 	e->n_slots += make;
 	pthread_mutex_unlock(&e->lock);
 	if (make)
-		rc = slot_create(out);
+		rc = slot_create(e, out);
 	if (rc) {
 		pthread_mutex_lock(&e->lock);
 		e->n_slots--;
@@ -214,13 +240,13 @@ static cudaError_t batch_units(struct enc_slot *s)
 		}
 		if (pinned)
 			rc = cudaMemcpyAsync(s->dev_in->units + at, p, run, cudaMemcpyHostToDevice,
-					     s->stream);
+					     s->copy_in);
 		else
 			memcpy(s->in->units + at, p, run);
 	}
 	if (!pinned)
 		rc = cudaMemcpyAsync(s->dev_in->units, s->in->units, s->units,
-				     cudaMemcpyHostToDevice, s->stream);
+				     cudaMemcpyHostToDevice, s->copy_in);
 	return rc;
 }
 
@@ -252,6 +278,7 @@ static cudaError_t batch_stage(struct enc_slot *s, struct eq_encode_job *jobs, s
 	s->jobs = jobs;
 	s->n_jobs = s->n_tasks = s->n_tables = 0;
 	s->units = s->work = s->bound = 0;
+	s->fetched = false;
 	while (s->n_jobs < n && batch_fits(s, &jobs[s->n_jobs], !symbols)) {
 		struct eq_encode_job *j = &jobs[s->n_jobs];
 
@@ -270,44 +297,76 @@ static cudaError_t batch_launch(struct enc_slot *s)
 	cudaError_t rc;
 
 	rc = cudaMemcpyAsync(s->dev_in->task, s->in->task, s->n_tasks * sizeof(s->in->task[0]),
-			     cudaMemcpyHostToDevice, s->stream);
+			     cudaMemcpyHostToDevice, s->copy_in);
 	if (!rc && s->n_tables)
 		rc = cudaMemcpyAsync(s->dev_in->table, s->in->table,
 				     s->n_tables * sizeof(s->in->table[0]),
-				     cudaMemcpyHostToDevice, s->stream);
+				     cudaMemcpyHostToDevice, s->copy_in);
 	if (!rc)
-		rc = eq_enc_launch(s->dev_in->task, s->dev_done, s->n_tasks, s->stream);
+		rc = cudaEventRecord(s->came, s->copy_in);
 	if (!rc)
-		rc = cudaMemcpyAsync(s->done, s->dev_done, s->n_tasks * sizeof(s->done[0]),
-				     cudaMemcpyDeviceToHost, s->stream);
+		rc = cudaStreamWaitEvent(s->stream, s->came, 0);
+	if (!rc)
+		rc = eq_enc_launch(s->dev_in->task, s->dev_done, s->n_tasks, s->done, s->stream);
 	if (!rc)
 		rc = cudaEventRecord(s->ready, s->stream);
 	return rc;
 }
 
-static cudaError_t batch_finish(struct enc_slot *s)
+/* Have what the kernels have made on its way, once they are done: `wait` for that, or
+ * see whether they are. */
+static cudaError_t batch_fetch(struct enc_slot *s, bool wait)
 {
-	cudaError_t rc = cudaEventSynchronize(s->ready);
+	cudaError_t rc;
 
+	if (s->fetched)
+		return cudaSuccess;
+	rc = wait ? cudaEventSynchronize(s->ready) : cudaEventQuery(s->ready);
+	if (rc == cudaErrorNotReady) {
+		cudaGetLastError(); /* not an error of ours */
+		return cudaSuccess;
+	}
 	if (!rc)
 		rc = cudaMemcpyAsync(s->made, s->dev_made, eq_enc_made(s->done),
-				     cudaMemcpyDeviceToHost, s->stream);
+				     cudaMemcpyDeviceToHost, s->copy_out);
 	if (!rc)
-		rc = cudaEventRecord(s->ready, s->stream);
-	if (!rc)
-		rc = cudaEventSynchronize(s->ready);
-	for (unsigned i = 0; i < s->n_jobs && !rc; i++)
-		eq_enc_finish(&s->jobs[i], s->done + s->first[i], s->made);
+		rc = cudaEventRecord(s->ready, s->copy_out);
+	s->fetched = !rc;
 	return rc;
 }
 
 /* ---- calls ------------------------------------------------------------------ */
 
 struct call {
-	struct enc_slot *flight[IN_FLIGHT];
+	struct enc_slot *flight[IN_FLIGHT];     /* the oldest first */
 	unsigned n;
 	size_t next;            /* first job that is not in a slot yet */
 };
+
+/* Have what is done by now on its way. */
+static cudaError_t call_tend(struct call *c)
+{
+	cudaError_t rc = cudaSuccess;
+
+	for (unsigned i = 0; i < c->n && !rc; i++)
+		rc = batch_fetch(c->flight[i], false);
+	return rc;
+}
+
+/* The chunks of the oldest batch. */
+static cudaError_t call_collect(struct call *c)
+{
+	struct enc_slot *s = c->flight[0];
+	cudaError_t rc = batch_fetch(s, true);
+
+	if (!rc)
+		rc = cudaEventSynchronize(s->ready);
+	for (unsigned i = 0; i < s->n_jobs && !rc; i++) {
+		eq_enc_finish(&s->jobs[i], s->done + s->first[i], s->made);
+		rc = call_tend(c);
+	}
+	return rc;
+}
 
 /* One more batch on its way, if there is a slot; a chunk that fits in none gives
  * -ENOSPC. */
@@ -333,7 +392,7 @@ static cudaError_t call_start(struct eq_gpu_encoder *e, struct call *c, struct e
 static cudaError_t call_finish(struct eq_gpu_encoder *e, struct call *c)
 {
 	struct enc_slot *s = c->flight[0];
-	cudaError_t rc = batch_finish(s);
+	cudaError_t rc = call_collect(c);
 
 	c->n--;
 	memmove(c->flight, c->flight + 1, c->n * sizeof(c->flight[0]));
@@ -344,14 +403,14 @@ static cudaError_t call_finish(struct eq_gpu_encoder *e, struct call *c)
 int eq_gpu_encode_jobs(struct eq_gpu_encoder *e, struct eq_encode_job *jobs, size_t n,
 		       const unsigned char *symbols)
 {
+	struct eq_gpu_scope scope(eq_gpu_context(e->be));
 	struct call c = { { NULL }, 0, 0 };
-	cudaError_t rc;
+	cudaError_t rc = scope.rc;
 	int result = 0;
 	bool started;
 
 	if (eq_gpu_is_dead(e->be))
 		return -EIO;
-	rc = cudaSetDevice(eq_gpu_device(e->be));
 	while (!rc && !result && (c.next < n || c.n)) {
 		started = false;
 		if (c.next < n && c.n < IN_FLIGHT)
@@ -360,8 +419,12 @@ int eq_gpu_encode_jobs(struct eq_gpu_encoder *e, struct eq_encode_job *jobs, siz
 			rc = call_finish(e, &c);
 	}
 	while (c.n) { /* an error: the staging memory must come to rest */
-		cudaStreamSynchronize(c.flight[--c.n]->stream);
-		slot_put(e, c.flight[c.n]);
+		struct enc_slot *s = c.flight[--c.n];
+
+		cudaStreamSynchronize(s->copy_in);
+		cudaStreamSynchronize(s->stream);
+		cudaStreamSynchronize(s->copy_out);
+		slot_put(e, s);
 	}
 	return rc ? eq_gpu_give_up(e->be, rc) : result;
 }
@@ -417,6 +480,10 @@ void eq_gpu_encoder_free(struct eq_gpu_encoder *e)
 		e->free_slots = s->link;
 		slot_free(s);
 	}
+	if (e->copy_in)
+		cudaStreamDestroy(e->copy_in);
+	if (e->copy_out)
+		cudaStreamDestroy(e->copy_out);
 	pthread_cond_destroy(&e->freed);
 	pthread_mutex_destroy(&e->lock);
 	free(e);

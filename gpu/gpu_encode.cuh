@@ -15,9 +15,10 @@ struct eq_gpu_encoder;
 
 /* Once for each device. */
 cudaError_t eq_enc_kernels_init(void);
-/* Code n parts, and put them one behind the other; all pointers are the device's. */
+/* Code n parts, and put them one behind the other; all pointers are the device's. What
+ * became of the parts goes to done, and to host, pinned memory, unless that is NULL. */
 cudaError_t eq_enc_launch(const struct eq_gpu_enc_task *tasks, struct eq_gpu_enc_done *done,
-			  unsigned n, cudaStream_t stream);
+			  unsigned n, struct eq_gpu_enc_done *host, cudaStream_t stream);
 /* *r is copied at once. */
 cudaError_t eq_norm_launch(const struct eq_gpu_rows *r, int dtype, cudaStream_t stream);
 /* cudaErrorNotSupported: not for such rows. What symbols there are is lost. */

@@ -173,14 +173,16 @@ static int result(const struct eq_backend *be, cudaError_t rc)
 	return -ENOMEM;
 }
 
-static int begin(const struct eq_backend *be)
+/* What each of the functions below does first, in the scope that it is in. */
+static int begin(const struct eq_backend *be, const struct eq_gpu_scope &scope)
 {
-	return eq_gpu_is_dead(be) ? -EIO : result(be, cudaSetDevice(eq_gpu_device(be)));
+	return eq_gpu_is_dead(be) ? -EIO : result(be, scope.rc);
 }
 
 static int load_alloc(const struct eq_backend *be, size_t n, void **out)
 {
-	int rc = begin(be);
+	struct eq_gpu_scope scope(eq_gpu_context(be));
+	int rc = begin(be, scope);
 
 	*out = NULL;
 	return rc ? rc : result(be, cudaMalloc(out, n));
@@ -188,13 +190,16 @@ static int load_alloc(const struct eq_backend *be, size_t n, void **out)
 
 static void load_free(const struct eq_backend *be, void *p)
 {
-	if (cudaSetDevice(eq_gpu_device(be)) == cudaSuccess)
+	struct eq_gpu_scope scope(eq_gpu_context(be));
+
+	if (!scope.rc)
 		cudaFree(p);
 }
 
 static int load_copy(const struct eq_backend *be, void *to, const void *from, size_t n)
 {
-	int rc = begin(be);
+	struct eq_gpu_scope scope(eq_gpu_context(be));
+	int rc = begin(be, scope);
 
 	if (!rc)
 		rc = result(be, cudaMemcpyAsync(to, from, n, cudaMemcpyHostToDevice,
@@ -206,7 +211,8 @@ static int load_feed_get(const struct eq_backend *be, size_t size, struct eq_gpu
 {
 	struct eq_gpu_feeds *all = eq_gpu_feeds_of(be);
 	struct feed *found, *old;
-	int rc = begin(be);
+	struct eq_gpu_scope scope(eq_gpu_context(be));
+	int rc = begin(be, scope);
 	bool make;
 
 	*out = NULL;
@@ -237,6 +243,7 @@ static void load_feed_put(const struct eq_backend *be, struct eq_gpu_feed *pub)
 {
 	struct eq_gpu_feeds *all = eq_gpu_feeds_of(be);
 	struct feed *f = (struct feed *)pub;
+	struct eq_gpu_scope scope(eq_gpu_context(be));
 
 	cudaStreamSynchronize(f->stream); /* after an error, it may not be at rest */
 	f->n = 0;
@@ -309,7 +316,8 @@ static int load_feed_decode(struct eq_gpu_feed *pub, struct eq_decode_job *jobs,
 	struct feed *f = (struct feed *)pub;
 	struct eq_gpu_tables tables = {};
 	size_t from, end;
-	int rc = begin(f->be);
+	struct eq_gpu_scope scope(eq_gpu_context(f->be));
+	int rc = begin(f->be, scope);
 
 	if (rc)
 		return rc;
@@ -324,7 +332,8 @@ static int load_feed_decode(struct eq_gpu_feed *pub, struct eq_decode_job *jobs,
 static int load_feed_copy(struct eq_gpu_feed *pub, void *to, const uint8_t *from, size_t n)
 {
 	struct feed *f = (struct feed *)pub;
-	int rc = begin(f->be);
+	struct eq_gpu_scope scope(eq_gpu_context(f->be));
+	int rc = begin(f->be, scope);
 
 	return rc ? rc : result(f->be, cudaMemcpyAsync(to, from, n, cudaMemcpyHostToDevice,
 						       f->stream));
@@ -333,7 +342,8 @@ static int load_feed_copy(struct eq_gpu_feed *pub, void *to, const uint8_t *from
 static int load_feed_wait(struct eq_gpu_feed *pub)
 {
 	struct feed *f = (struct feed *)pub;
-	int rc = begin(f->be);
+	struct eq_gpu_scope scope(eq_gpu_context(f->be));
+	int rc = begin(f->be, scope);
 
 	if (!rc)
 		rc = result(f->be, cudaEventRecord(f->done, f->stream));

@@ -144,8 +144,9 @@ cudaError_t collect(measure *m, struct eq_decode_job *jobs, size_t n, unsigned c
 int run(const struct eq_backend *be, struct eq_decode_job *jobs, size_t n, unsigned copies,
 	unsigned runs, struct eq_gpu_measure *out)
 {
+	struct eq_gpu_scope scope(eq_gpu_context(be));
 	measure m;
-	cudaError_t rc = cudaSetDevice(eq_gpu_device(be));
+	cudaError_t rc = scope.rc;
 	int differ = 0, err = prepare(&m, jobs, n);
 
 	if (err)

@@ -91,7 +91,7 @@ cudaError_t encode_all(measure *m)
 {
 	return eq_enc_launch((const struct eq_gpu_enc_task *)m->d_tasks.p,
 			     (struct eq_gpu_enc_done *)m->d_done.p,
-			     (unsigned)(m->d_done.size / sizeof(struct eq_gpu_enc_done)), 0);
+			     (unsigned)(m->d_done.size / sizeof(struct eq_gpu_enc_done)), NULL, 0);
 }
 
 /* The chunks of one copy, to the jobs. */
@@ -113,8 +113,9 @@ cudaError_t collect(measure *m, struct eq_encode_job *jobs, size_t n, unsigned c
 int run(const struct eq_backend *be, struct eq_encode_job *jobs, size_t n, unsigned copies,
 	unsigned runs, struct eq_gpu_measure_encode *out)
 {
+	struct eq_gpu_scope scope(eq_gpu_context(be));
 	measure m;
-	cudaError_t rc = cudaSetDevice(eq_gpu_device(be));
+	cudaError_t rc = scope.rc;
 
 	prepare(&m, jobs, n);
 	if (m.made * copies > UINT32_MAX)

@@ -64,6 +64,7 @@ struct slot {
 struct gpu {
 	struct eq_backend backend;
 	int device;
+	CUctx_st *context;
 	char name[80];
 	const struct eq_backend *cpu;
 	void (*log)(void *arg, const char *line);
@@ -404,13 +405,13 @@ static cudaError_t call_finish(struct gpu *g, struct call *c)
 static int cuda_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 {
 	struct gpu *g = (struct gpu *)ctx;
+	struct eq_gpu_scope scope(g->context);
 	struct call c = { { NULL }, 0, 0 };
-	cudaError_t rc;
+	cudaError_t rc = scope.rc;
 	bool started;
 
 	if (eq_gpu_is_dead(&g->backend))
 		return -EIO;
-	rc = cudaSetDevice(g->device);
 	while (!rc && (c.next < n || c.n)) {
 		started = false;
 		if (c.next < n && c.n < IN_FLIGHT)
@@ -425,9 +426,9 @@ static int cuda_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 	return rc ? eq_gpu_give_up(&g->backend, rc) : 0;
 }
 
-int eq_gpu_device(const struct eq_backend *be)
+CUctx_st *eq_gpu_context(const struct eq_backend *be)
 {
-	return ((const struct gpu *)be->ctx)->device;
+	return ((const struct gpu *)be->ctx)->context;
 }
 
 struct eq_gpu_feeds *eq_gpu_feeds_of(const struct eq_backend *be)
@@ -454,32 +455,48 @@ static void gpu_free(struct gpu *g)
 static void gpu_close(const struct eq_backend *be)
 {
 	struct gpu *g = (struct gpu *)be->ctx;
+	int device = g->device;
 	struct slot *s;
 
-	cudaSetDevice(g->device);
-	while ((s = g->free_slots) != NULL) {
-		g->free_slots = s->link;
-		slot_free(s);
+	{
+		struct eq_gpu_scope scope(g->context);
+
+		while ((s = g->free_slots) != NULL) {
+			g->free_slots = s->link;
+			slot_free(s);
+		}
+		pthread_cond_destroy(&g->freed);
+		pthread_mutex_destroy(&g->lock);
+		gpu_free(g);
 	}
-	pthread_cond_destroy(&g->freed);
-	pthread_mutex_destroy(&g->lock);
-	gpu_free(g);
+	eq_gpu_context_put(device);
+}
+
+static cudaError_t kernels_init(CUctx_st *context)
+{
+	struct eq_gpu_scope scope(context);
+	cudaError_t rc = scope.rc;
+
+	if (!rc)
+		rc = eq_gpu_kernels_init();
+	return rc ? rc : eq_enc_kernels_init();
 }
 
 /* Can the kernels run on this device, and is it there? */
 static cudaError_t gpu_try(struct gpu *g, int device)
 {
 	struct cudaDeviceProp prop;
-	cudaError_t rc = cudaSetDevice(device);
+	cudaError_t rc = cudaGetDeviceProperties(&prop, device);
 
 	if (!rc)
-		rc = cudaGetDeviceProperties(&prop, device);
-	if (!rc)
-		rc = eq_gpu_kernels_init();
-	if (!rc)
-		rc = eq_enc_kernels_init();
+		rc = eq_gpu_context_get(device, &g->context);
 	if (rc)
 		return rc;
+	rc = kernels_init(g->context);
+	if (rc) {
+		eq_gpu_context_put(device);
+		return rc;
+	}
 	g->device = device;
 	snprintf(g->name, sizeof(g->name), "cuda/%d %.60s", device, prop.name);
 	return cudaSuccess;

@@ -6,10 +6,29 @@
 #include "gpu_abi.h"
 #include "gpu_kernels.cuh"
 
+struct CUctx_st;
 struct eq_gpu_feeds;
 
-/* Number of the device that a back end of this module is on. */
-int eq_gpu_device(const struct eq_backend *be);
+/* ---- gpu_context.cu ----------------------------------------------------------- */
+
+/* Hold the primary context of a device, once the runtime has counted them. */
+cudaError_t eq_gpu_context_get(int device, CUctx_st **out);
+void eq_gpu_context_put(int device);
+
+/* While it lives, that context is current in this thread; afterwards what was, or
+ * none. Every function that others call has one. */
+struct eq_gpu_scope {
+	const cudaError_t rc;
+
+	explicit eq_gpu_scope(CUctx_st *context);
+	eq_gpu_scope(const eq_gpu_scope &) = delete;
+	~eq_gpu_scope();
+};
+
+/* ---- gpu_module.cu ------------------------------------------------------------ */
+
+/* The context of a back end of this module. */
+CUctx_st *eq_gpu_context(const struct eq_backend *be);
 /* Its feeds, see gpu_feed.cu. */
 struct eq_gpu_feeds *eq_gpu_feeds_of(const struct eq_backend *be);
 /* The device failed: have no more to do with it, say so at the first time, and

@@ -160,12 +160,9 @@ static void pool_return(struct eq_gpu_quantisers *p, struct quantiser *q)
 
 /* ---- the tensor's way ----------------------------------------------------------- */
 
-static int begin(struct quantiser *q, cudaError_t *rc)
+static int begin(struct quantiser *q)
 {
-	if (eq_gpu_is_dead(q->pool->be))
-		return -EIO;
-	*rc = cudaSetDevice(eq_gpu_device(q->pool->be));
-	return 0;
+	return eq_gpu_is_dead(q->pool->be) ? -EIO : 0;
 }
 
 /* Wait for all that was queued, unless it could not be; the result of the function. */
@@ -190,8 +187,9 @@ static int q_norm(struct eq_quantiser *pub, double *sum, bool *finite)
 {
 	struct quantiser *q = (struct quantiser *)pub;
 	uint64_t rows = q->t.rows;
-	cudaError_t rc;
-	int err = begin(q, &rc);
+	struct eq_gpu_scope scope(eq_gpu_context(q->pool->be));
+	cudaError_t rc = scope.rc;
+	int err = begin(q);
 
 	if (err)
 		return err;
@@ -225,8 +223,9 @@ static int q_search(struct eq_quantiser *pub, const struct eq_quant_format *f, d
 		    uint16_t *scale)
 {
 	struct quantiser *q = (struct quantiser *)pub;
-	cudaError_t rc;
-	int err = begin(q, &rc);
+	struct eq_gpu_scope scope(eq_gpu_context(q->pool->be));
+	cudaError_t rc = scope.rc;
+	int err = begin(q);
 
 	if (err)
 		return err;
@@ -250,8 +249,9 @@ static int q_apply(struct eq_quantiser *pub, const struct eq_quant_format *f,
 	struct quantiser *q = (struct quantiser *)pub;
 	uint64_t rows = q->t.rows;
 	uint32_t counts[257];
-	cudaError_t rc;
-	int err = begin(q, &rc);
+	struct eq_gpu_scope scope(eq_gpu_context(q->pool->be));
+	cudaError_t rc = scope.rc;
+	int err = begin(q);
 
 	if (err)
 		return err;
@@ -323,9 +323,10 @@ static cudaError_t open_memory(struct eq_gpu_quantisers *p, struct quantiser *q,
 int eq_gpu_quantiser_open(struct eq_gpu_quantisers *p, const struct eq_quantiser_tensor *t,
 			  struct eq_quantiser **out)
 {
+	struct eq_gpu_scope scope(eq_gpu_context(p->be));
 	struct quantiser sized, *q = NULL;
+	cudaError_t rc = scope.rc;
 	uint64_t need;
-	cudaError_t rc;
 
 	*out = NULL;
 	if (eq_gpu_is_dead(p->be))
@@ -337,7 +338,6 @@ int eq_gpu_quantiser_open(struct eq_gpu_quantisers *p, const struct eq_quantiser
 	need = layout(&sized, t, NULL);
 	if (need > p->limit)
 		return -ENOSPC;
-	rc = cudaSetDevice(eq_gpu_device(p->be));
 	if (rc)
 		return eq_gpu_give_up(p->be, rc);
 	if (!pool_take(p, need, &q)) {

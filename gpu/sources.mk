@@ -7,6 +7,7 @@ EQ_GPU_SOURCES = \
 	gpu/gpu_load.h
 # The module eqfs-cuda.so, made by nvcc.
 EQ_CUDA_FILES = \
+	gpu/gpu_context.cu \
 	gpu/gpu_enc_kernels.cu \
 	gpu/gpu_encode.cu \
 	gpu/gpu_feed.cu \

@@ -55,6 +55,7 @@ SCRIPT_TESTS = \
 	tests/mount_clients.py \
 	tests/mount_crash.py \
 	tests/mount_fault.py \
+	tests/mount_gpu.py \
 	tests/mount_meanwhile.py \
 	tests/mount_model.py \
 	tests/mount_names.py \
@@ -94,6 +95,7 @@ TEST_FILES = \
 	tests/quant_util.h \
 	tests/gpu_enc_host.h \
 	tests/gpu_enc_util.h \
+	tests/gpu_feed_util.h \
 	tests/gpu_lane_host.h \
 	tests/gpu_model.h \
 	tests/gpu_util.h \

@@ -13,11 +13,11 @@
 #include <stdint.h>
 
 #include <cmocka.h>
-#include <dlfcn.h>
 #include <errno.h>
 #include <pthread.h>
 
 #include "gpu_enc_util.h"
+#include "gpu_feed_util.h"
 #include "gpu_load.h"
 #include "gpu_model.h"
 #include "gpu_util.h"
@@ -333,97 +333,7 @@ static void test_no_log(void **state)
 	assert_int_equal(logged, 0);
 }
 
-/* The driver's own functions, so that the test needs no CUDA to be built. */
-struct driver {
-	int (*retain)(void **ctx, int device);
-	int (*set)(void *ctx);
-	int (*alloc)(unsigned long long *p, size_t n);
-	int (*free)(unsigned long long p);
-};
-
-static void *driver_symbol(const char *name)
-{
-	void *lib = dlopen("libcuda.so.1", RTLD_NOW), *symbol = lib ? dlsym(lib, name) : NULL;
-
-	if (!symbol)
-		fail_msg("libcuda.so.1 has no %s", name);
-	return symbol;
-}
-
 /* ---- feeds ----------------------------------------------------------------------- */
-
-enum { FEED_BYTES = 3 << 20, GUARD = 256 };
-
-static const struct eq_gpu_load_abi *load;
-static int (*from_device)(void *to, unsigned long long from, size_t n);
-
-/* Bytes and what lies behind them, from the device: that must be as it was. */
-static int fetch(const struct eq_decode_job *job, const void *at)
-{
-	size_t len = (size_t)job->n_units * job->plan->unit;
-	uint8_t *got = must_alloc(len + GUARD);
-	int rc = from_device(got, (unsigned long long)(uintptr_t)at, len + GUARD);
-
-	memcpy(job->out, got, len);
-	for (size_t i = len; i < len + GUARD && !rc; i++)
-		rc = got[i] != 0xdb;
-	free(got);
-	return rc;
-}
-
-/* Some jobs with inputs in the buffer and outputs on the device; what the device
- * leaves is decoded by the CPU. */
-static int feed_some(const struct eq_backend *be, struct eq_gpu_feed *feed,
-		     struct eq_decode_job *jobs, size_t n)
-{
-	struct eq_decode_job job[EQ_GPU_FEED_JOBS];
-	uint8_t *at = feed->buf, *poison;
-	int rc = 0;
-
-	for (size_t i = 0; i < n; i++) {
-		size_t len = (size_t)jobs[i].n_units * jobs[i].plan->unit + GUARD;
-
-		job[i] = jobs[i];
-		job[i].in = memcpy(at, jobs[i].in, jobs[i].in_len);
-		at += (jobs[i].in_len + EQ_SLACK + 15) / 16 * 16;
-		poison = must_alloc(len);
-		rc |= load->alloc(be, len, &job[i].out);
-		rc |= load->copy(be, job[i].out, memset(poison, 0xdb, len), len);
-		free(poison);
-	}
-	rc |= load->feed_decode(feed, job, n) || load->feed_wait(feed);
-	for (size_t i = 0; i < n; i++) {
-		jobs[i].status = job[i].status;
-		if (job[i].status == EQ_GPU_LEFT)
-			eq_backend_cpu()->decode(NULL, &jobs[i], 1);
-		else
-			rc |= fetch(&jobs[i], job[i].out);
-		load->free(be, job[i].out);
-	}
-	return rc;
-}
-
-/* As decode() of a back end, so that the tests above can be of feeds. */
-static int feed_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
-{
-	struct eq_gpu_feed *feed;
-	size_t some, room;
-	int rc = load->feed_get(ctx, FEED_BYTES, &feed);
-
-	if (rc)
-		return rc;
-	for (; n && !rc; jobs += some, n -= some) {
-		room = FEED_BYTES;
-		for (some = 0; some < n && some < EQ_GPU_FEED_JOBS; some++) {
-			if (room < jobs[some].in_len + EQ_SLACK + 16)
-				break;
-			room -= jobs[some].in_len + EQ_SLACK + 16;
-		}
-		rc = feed_some(ctx, feed, jobs, some);
-	}
-	load->feed_put(ctx, feed);
-	return rc;
-}
 
 static void test_feeds(void **state)
 {
@@ -433,6 +343,7 @@ static void test_feeds(void **state)
 
 	assert_int_equal(eq_gpu_loading(gpu, &load, &inner, &err), 0);
 	*(void **)&from_device = driver_symbol("cuMemcpyDtoH_v2");
+	context_primary();
 	feeds.ctx = (void *)(uintptr_t)inner;
 	gpu = &feeds;
 	test_good(state);
@@ -452,16 +363,12 @@ static void test_full_device(void **state)
 	struct driver d;
 	unsigned n = 0;
 	uint64_t seed = 26;
-	void *ctx;
 
 	(void)state;
-	*(void **)&d.retain = driver_symbol("cuDevicePrimaryCtxRetain");
-	*(void **)&d.set = driver_symbol("cuCtxSetCurrent");
 	*(void **)&d.alloc = driver_symbol("cuMemAlloc_v2");
 	*(void **)&d.free = driver_symbol("cuMemFree_v2");
 	assert_int_equal(open_gpu("0", 0, false, &full, &err), 0);
-	assert_int_equal(d.retain(&ctx, 0), 0);
-	assert_int_equal(d.set(ctx), 0);
+	context_primary();
 	for (size_t size = (size_t)1 << 30; size >= (size_t)1 << 20; size /= 4)
 		while (n < 4096 && d.alloc(&taken[n], size) == 0)
 			n++;
@@ -485,6 +392,97 @@ static void test_full_device(void **state)
 	gpu_tensor_free(&t);
 }
 
+/* ---- the caller's context ---------------------------------------------------------- */
+
+static void *current;           /* what must be */
+static int (*get_current)(void **ctx);
+
+static void same_context(const char *after)
+{
+	void *now;
+
+	assert_int_equal(get_current(&now), 0);
+	if (now != current)
+		fail_msg("%s changed the context of its caller", after);
+}
+
+/* Everything that loads into device memory. */
+static void context_load(const struct eq_backend *be, struct eq_decode_job *job)
+{
+	const struct eq_backend *inner;
+	struct eq_gpu_feed *feed;
+	struct eq_error err;
+
+	assert_int_equal(eq_gpu_loading(be, &load, &inner, &err), 0);
+	assert_int_equal(load->alloc(inner, FEED_BYTES, &job->out), 0);
+	same_context("alloc");
+	assert_int_equal(load->copy(inner, job->out, job->in, job->in_len), 0);
+	same_context("copy");
+	assert_int_equal(load->feed_get(inner, FEED_BYTES, &feed), 0);
+	same_context("feed_get");
+	job->in = memcpy(feed->buf, job->in, job->in_len);
+	assert_int_equal(load->feed_decode(feed, job, 1), 0);
+	same_context("feed_decode");
+	assert_int_equal(load->feed_copy(feed, job->out, feed->buf, job->in_len), 0);
+	same_context("feed_copy");
+	assert_int_equal(load->feed_wait(feed), 0);
+	same_context("feed_wait");
+	load->feed_put(inner, feed);
+	same_context("feed_put");
+	load->free(inner, job->out);
+	same_context("free");
+}
+
+static void context_use(void)
+{
+	const struct eq_backend *be;
+	struct eq_decode_job job;
+	struct eq_gpu_measure m;
+	struct gpu_tensor t;
+	struct eq_error err;
+	uint64_t seed = 27;
+
+	assert_int_equal(open_gpu("0", 0, false, &be, &err), 0);
+	same_context("open");
+	gpu_tensor_make(&gpu_cases[0], &seed, GPU_CHUNK, &t);
+	job = t.job[0];
+	job.out = must_alloc((size_t)job.n_units * t.plan.unit);
+	assert_int_equal(be->decode(be->ctx, &job, 1), 0);
+	same_context("decode");
+	assert_int_equal(eq_gpu_bench(be, &job, 1, 1, 1, &m), 0);
+	same_context("measure");
+	free(job.out);
+	context_load(be, &job);
+	encoder_under_test = be;
+	test_planes(NULL);
+	same_context("encode");
+	test_quantiser(NULL);
+	same_context("quantiser");
+	encoder_under_test = gpu;
+	eq_gpu_release(be);
+	same_context("close");
+	gpu_tensor_free(&t);
+}
+
+/* A thread's context stays as it is, its own or none. With that also its device. */
+static void test_context(void **state)
+{
+	int (*create)(void **ctx, unsigned flags, int device), (*destroy)(void *ctx);
+	int (*set)(void *ctx);
+
+	(void)state;
+	*(void **)&get_current = driver_symbol("cuCtxGetCurrent");
+	*(void **)&set = driver_symbol("cuCtxSetCurrent");
+	*(void **)&create = driver_symbol("cuCtxCreate_v2");
+	*(void **)&destroy = driver_symbol("cuCtxDestroy_v2");
+	assert_int_equal(set(NULL), 0);
+	current = NULL;
+	context_use();
+	assert_int_equal(create(&current, 0, 0), 0);
+	context_use();
+	destroy(current);
+}
+
 int main(int argc, char **argv)
 {
 	const struct CMUnitTest tests[] = {
@@ -505,6 +503,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test(test_feeds),
 		cmocka_unit_test(test_no_log),
 		cmocka_unit_test(test_full_device),
+		cmocka_unit_test(test_context),
 	};
 	const char *require = getenv("EQFS_TEST_REQUIRE");
 	struct eq_error err = { "" };
