@@ -2,7 +2,8 @@
 /*
  * GB/s of units written by the GPU, with chunks and output in its memory, beside
  * a copy within that memory in the same process; and through the back end, from
- * and to memory of the host, beside the CPU. Symbols are drawn from a Gaussian;
+ * and to memory of the host, beside the CPU, and by launches of few chunks. Symbols
+ * are drawn from a Gaussian;
  * outputs are compared with the CPU's. Beside it, where its library is found
  * (bench_nvcomp.h), nvCOMP's ANS on the same symbols or weights.
  *
@@ -11,6 +12,7 @@
  */
 #include <config.h>
 
+#include <pthread.h>
 #include <time.h>
 
 #include "bench_nvcomp.h"
@@ -242,6 +244,81 @@ static void bench_host(const struct eq_backend *be, struct data *d, struct eq_po
 	       c / (1e-9 * (double)(4 * tasks * (d->out_len / (CHUNKS / 16)))));
 }
 
+/* ---- launches of few chunks beside each other, as the mount makes them -------------- */
+
+enum { LAUNCH = 32, LAUNCHES = 100, STREAMS = 16 };
+
+struct launcher {
+	const struct eq_gpu_load_abi *load;
+	const struct eq_backend *inner;
+	const struct data *d;
+	struct eq_gpu_feed *feed;
+	struct eq_decode_job job[LAUNCH];
+	void *out;
+};
+
+static void launcher_open(struct launcher *l)
+{
+	size_t size = 0, unit = (size_t)CHUNK * l->d->coding.unit, at = 0;
+
+	for (unsigned i = 0; i < LAUNCH; i++)
+		size += eq_align(l->d->job[i].in_len + EQ_SLACK, 64);
+	if (l->load->feed_get(l->inner, size, &l->feed) ||
+	    l->load->alloc(l->inner, LAUNCH * unit, &l->out))
+		abort();
+	for (unsigned i = 0; i < LAUNCH; i++) {
+		struct eq_decode_job *j = &l->job[i];
+
+		*j = l->d->job[i];
+		j->in = memcpy(l->feed->buf + at, j->in, j->in_len);
+		j->out = (uint8_t *)l->out + i * unit;
+		at += eq_align(j->in_len + EQ_SLACK, 64);
+	}
+}
+
+static void *launcher_main(void *arg)
+{
+	struct launcher *l = arg;
+
+	for (unsigned i = 0; i < LAUNCHES; i++)
+		if (l->load->feed_decode(l->feed, l->job, LAUNCH) || l->load->feed_wait(l->feed))
+			abort();
+	return NULL;
+}
+
+/* Stored bytes go over the host link, output stays; a stream and a thread each. */
+static void bench_launches(const struct eq_backend *gpu, const struct data *d)
+{
+	struct launcher l[STREAMS] = { { NULL } };
+	pthread_t thread[STREAMS];
+	struct eq_error err;
+	double t;
+
+	for (unsigned i = 0; i < STREAMS; i++) {
+		l[i].d = d;
+		if (eq_gpu_loading(gpu, &l[i].load, &l[i].inner, &err))
+			abort();
+		launcher_open(&l[i]);
+		launcher_main(&l[i]);
+	}
+	printf("    launches of %u chunks, streams 1 to %u, GB/s written:", LAUNCH, STREAMS);
+	for (unsigned n = 1; n <= STREAMS; n *= 2) {
+		t = now();
+		for (unsigned i = 0; i < n; i++)
+			if (pthread_create(&thread[i], NULL, launcher_main, &l[i]))
+				abort();
+		for (unsigned i = 0; i < n; i++)
+			pthread_join(thread[i], NULL);
+		t = now() - t;
+		printf(" %.0f", 1e-9 * n * LAUNCHES * LAUNCH * CHUNK * d->coding.unit / t);
+	}
+	printf("\n");
+	for (unsigned i = 0; i < STREAMS; i++) {
+		l[i].load->feed_put(l[i].inner, l[i].feed);
+		l[i].load->free(l[i].inner, l[i].out);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	double gigabytes = argc > 1 ? atof(argv[1]) : 8;
@@ -277,6 +354,7 @@ int main(int argc, char **argv)
 		if (benches[i].dtype == EQ_BF16 && through_host) {
 			bench_host(eq_backend_cpu(), d, pool);
 			bench_host(gpu, d, pool);
+			bench_launches(gpu, d);
 		}
 		fflush(stdout);
 		for (unsigned k = 0; k < CHUNKS; k++)

@@ -4,7 +4,8 @@
 in-memory file served by the same libfuse (the ceiling), and other compressing filesystems
 that hold the same file. GB/s (1e9 bytes) or 64 KiB reads a second, medians, and ratios to
 the raw file in the same state and to the ceiling. An archive that is cached is measured in
-turns with the ceiling.
+turns with the ceiling. CPU: seconds that the daemon uses for a GB of the first column. Where
+a GPU is, archives are read with gpu=off and with gpu=auto.
 
 Environment:
   EQFS_BENCH_MB    size of the model, default 4096
@@ -20,6 +21,7 @@ Environment:
 
 With EQFS_BENCH_RUNS=1 all takes some eight minutes on two cores."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -43,6 +45,7 @@ NAME = "model.safetensors"
 HOT = 32 << 20
 ARCHIVES = {"lossless": [], "4 bits": ["--bits", "4"], "2 bits": ["--bits", "2"]}
 STATES = {"cold": cold, "cached": cached, "warm": warm}
+CELLS = [*WAYS, "CPU"]
 
 
 class Table:
@@ -50,14 +53,14 @@ class Table:
 
     def __init__(self):
         self.rows = {}
-        heads = "".join(f"{h:>8}" for h in WAYS)
-        print(f"{'':28}{heads}   ratios to the raw file, and to the ceiling")
+        heads = "".join(f"{h:>8}" for h in CELLS)
+        print(f"{'':36}{heads}   ratios to the raw file, and to the ceiling")
 
     def add(self, name, state, row, ceiling="ceiling"):
         self.rows[name, state] = row
         cells = "".join(f"{row[w]:8.0f}" if w == "64K/s" else f"{row[w]:8.2f}" if w in row else f"{'':8}"
-                        for w in WAYS)
-        print(f"{f'{name}, {state}':28}{cells}  {self.against('raw', state, row)}"
+                        for w in CELLS)
+        print(f"{f'{name}, {state}':36}{cells}  {self.against('raw', state, row)}"
               f"{self.against(ceiling, 'cached', row)}", flush=True)
 
     def against(self, base, state, row):
@@ -71,12 +74,26 @@ class Table:
         return a[way] / b[way] if a and b else None
 
 
+def gpu_options():
+    """Options to mount archives with, and what to call those rows."""
+    if "gpu=" in OPTIONS or not os.path.exists(os.environ["EQFS_CUDA_MODULE"]):
+        return {"": OPTIONS}
+    count = ctypes.c_int()
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return {"": OPTIONS}
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)) or not count.value:
+        return {"": OPTIONS}
+    return {f", gpu={g}": f"{OPTIONS},gpu={g}".lstrip(",") for g in ("off", "auto")}
+
+
 def head(size):
     version = subprocess.run([EQFS, "--version"], check=True, capture_output=True, text=True).stdout.strip()
     with open("/proc/cpuinfo") as f:
         cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), "CPU")
-    gpu = re.search(r"gpu=(\w+)", OPTIONS)
-    print(f"{version}; back end {'gpu ' + gpu[1] if gpu else 'cpu'}; {len(os.sched_getaffinity(0))} x {cpu}; "
+    gpus = re.findall(r"gpu=(\w+)", " ".join(gpu_options().values()))
+    print(f"{version}; gpu={' and '.join(gpus) or 'off'}; {len(os.sched_getaffinity(0))} x {cpu}; "
           f"Linux {os.uname().release}{f'; the disk held to {DISK / 1e9:.2f} GB/s' if DISK else ''}\n{size / 1e9:.2f} GB of bf16, median of {RUNS}; cold: nothing in the "
           f"page cache, cached: what lies below the mount is, warm: the file is")
 
@@ -104,6 +121,18 @@ class Ceiling:
         return self.path, self.path, lambda path, _: forget(path)
 
 
+def measure_mount(table, name, state, bring, point, archive, options, ceiling):
+    # A mount of its own: nothing decoded is left of the state before.
+    with Mounted([EQFS, "-f", "-q", *(["-o", options] if options else []), archive.parent, point], point) as m:
+        subjects = [(point / NAME, archive, bring, m.cpu)]
+        if state == "cached":
+            subjects.insert(0, ceiling.subject())
+        *beside, row = measure_beside(subjects, RUNS)
+    for other in beside:
+        table.add(f"ceiling of {name}", state, other)
+    table.add(name, state, row, f"ceiling of {name}")
+
+
 def measure_eqfs(table, tmp, model, name, ceiling):
     store = tmp / f"store.{name.replace(' ', '')}"
     store.mkdir(exist_ok=True)
@@ -111,17 +140,9 @@ def measure_eqfs(table, tmp, model, name, ceiling):
     if not archive.exists():
         subprocess.run([EQAR, "pack", "-q", *ARCHIVES[name], model, archive], check=True)
     print(f"-- eqfs {name}: {archive.stat().st_size / model.stat().st_size:.1%} of the size")
-    point = tmp / "mnt"
-    for state, bring in STATES.items():
-        subjects = [(point / NAME, archive, bring)]
-        if state == "cached":
-            subjects.insert(0, ceiling.subject())
-        # A mount of its own: nothing decoded is left of the state before.
-        with Mounted([EQFS, "-f", "-q", *(["-o", OPTIONS] if OPTIONS else []), store, point], point):
-            *beside, row = measure_beside(subjects, RUNS)
-        for other in beside:
-            table.add(f"ceiling of {name}", state, other)
-        table.add(name, state, row, f"ceiling of {name}")
+    for gpu, options in gpu_options().items():
+        for state, bring in STATES.items():
+            measure_mount(table, name + gpu, state, bring, tmp / "mnt", archive, options, ceiling)
 
 
 def measure_peer(table, tmp, model, peer):

@@ -42,6 +42,12 @@ class Mounted:
         if os.path.ismount(self.point):
             subprocess.run(["umount", str(self.point)], check=False)
 
+    def cpu(self):
+        """CPU seconds that the server has used."""
+        with open(f"/proc/{self.process.pid}/stat", encoding="ascii") as f:
+            field = f.read().rsplit(")", 1)[1].split()
+        return (int(field[11]) + int(field[12])) / os.sysconf("SC_CLK_TCK")
+
 
 class Peer:
     """A filesystem image that holds the model."""

@@ -146,19 +146,23 @@ def measure_beside(subjects, runs, seconds=math.inf):
     """Files that are measured in turns, each (path, below, state), since a machine is not as
     fast at all times. For each {way: median of runs}, every run after state(path, below) and
     of so many seconds at most. What is warm stays so: it is not read with O_DIRECT, which
-    would go around the cache."""
-    if any(state is cold for _, _, state in subjects):
+    would go around the cache. A fourth member, of what CPU seconds a server has used, adds
+    what it uses for a GB of the first way."""
+    if any(state is cold for _, _, state, *_ in subjects):
         drop_all()
     rows = [{} for _ in subjects]
     for name, way in WAYS.items():
         results = [[] for _ in subjects]
         for i in range(runs):
-            for (path, below, state), out in zip(subjects, results):
+            for (path, below, state, *cpu), row, out in zip(subjects, rows, results):
                 if name == "direct" and (state is warm or not takes_direct(path)):
                     continue
                 if state is not warm or i == 0:
                     state(path, below)
+                before = [used() for used in cpu]
                 out.append(way(path, seconds))
+                if cpu and "CPU" not in row:
+                    row["CPU"] = (cpu[0]() - before[0]) * 1e9 / os.path.getsize(path)
         for row, out in zip(rows, results):
             if out:
                 row[name] = statistics.median(out)
