@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "eqcodec.h"
 #include "inode.h"
 #include "thread.h"
 
@@ -482,16 +483,43 @@ bool eq_node_partial(struct eq_nodes *t, struct eq_node *n)
 	return yes;
 }
 
+/* Where the kernel believes it to be in the store; "" if that is nowhere. */
+static void path_below(struct eq_nodes *t, struct eq_node *n, char buf[PATH_MAX])
+{
+	char proc[EQ_PROC_SIZE], root[PATH_MAX];
+	ssize_t len, top;
+	struct stat st;
+
+	buf[0] = '\0';
+	eq_proc_path(proc, t->root->fd);
+	top = readlink(proc, root, sizeof(root));
+	eq_proc_path(proc, n->fd);
+	len = readlink(proc, buf, PATH_MAX - 1);
+	buf[len > 0 ? len : 0] = '\0';
+	if (top > 0 && len > top + 1 && !memcmp(buf, root, (size_t)top) && buf[top] == '/' &&
+	    fstat(n->fd, &st) == 0 && st.st_nlink > 0)
+		memmove(buf, buf + top + 1, (size_t)(len - top));
+	else
+		buf[0] = '\0';
+	if (n->archive && eq_name_is_archive(buf))
+		buf[strlen(buf) - strlen(EQ_SUFFIX)] = '\0';
+}
+
 void eq_node_path(struct eq_nodes *t, struct eq_node *n, char *buf, size_t size)
 {
+	char below[PATH_MAX];
 	size_t at = size - 1, len;
+	const char *name;
 
 	/* From the end of buf backwards, then to its beginning. */
 	buf[at] = '\0';
 	pthread_mutex_lock(&t->lock);
 	for (; n != t->root; n = n->parent) {
-		const char *name = n->name ? n->name : "(removed)";
-
+		name = n->name;
+		if (!n->parent) {
+			path_below(t, n, below);
+			name = below[0] ? below : "(removed)";
+		}
 		len = strlen(name);
 		if (len + 1 > at)
 			break;

@@ -155,7 +155,8 @@ void eq_node_remove(struct eq_nodes *t, struct eq_node *n, struct eq_node *paren
 		    const char *name);
 /* Does it have the name of a download that is not complete? */
 bool eq_node_partial(struct eq_nodes *t, struct eq_node *n);
-/* "dir/name" as far as known, for messages; cut if buf is too small. */
+/* "dir/name" for messages; cut if buf is too small. Of what was found without a name it
+ * is asked from the kernel. */
 void eq_node_path(struct eq_nodes *t, struct eq_node *n, char *buf, size_t size);
 /* The node is from now on fd (O_PATH; taken over on success): the plain file of its archive,
  * or the archive of its plain file. The caller holds n->lock. 0 or -errno. */

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "prefetch.h"
+#include "thread.h"
 
 #define FIRST_WINDOW ((uint64_t)2 << 20)
 /* The kernel reads ahead with several requests at once, which arrive in any
@@ -19,8 +20,8 @@ struct eq_ahead {
 	pthread_cond_t work;
 	bool stop;
 	struct eq_stream *first, *last; /* with something to decode, in turns */
-	unsigned n_threads, joined;
-	pthread_t thread[];
+	unsigned n_threads;
+	struct eq_thread thread[];
 };
 
 static void list_add(struct eq_ahead *a, struct eq_stream *s)
@@ -116,13 +117,13 @@ int eq_ahead_create(struct eq_arcs *arcs, struct eq_cache *cache, unsigned n_thr
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_cond_init(&a->work, NULL);
 	for (; a->n_threads < n_threads; a->n_threads++) {
-		rc = pthread_create(&a->thread[a->n_threads], NULL, worker, a);
+		rc = eq_thread_start(&a->thread[a->n_threads], worker, a);
 		if (rc) {
 			eq_ahead_cancel(a);
 			while (a->n_threads) /* they have nothing to do yet */
-				pthread_join(a->thread[--a->n_threads], NULL);
+				pthread_join(a->thread[--a->n_threads].id, NULL);
 			eq_ahead_free(a);
-			return -rc;
+			return rc;
 		}
 	}
 	*out = a;
@@ -139,9 +140,12 @@ void eq_ahead_cancel(struct eq_ahead *a)
 
 bool eq_ahead_ended(struct eq_ahead *a)
 {
-	while (a->joined < a->n_threads && pthread_tryjoin_np(a->thread[a->joined], NULL) == 0)
-		a->joined++;
-	return a->joined == a->n_threads;
+	unsigned i;
+
+	for (i = 0; i < a->n_threads; i++)
+		if (!eq_thread_ended(&a->thread[i]))
+			return false;
+	return true;
 }
 
 void eq_ahead_free(struct eq_ahead *a)

@@ -171,6 +171,9 @@ def case_handles_written(p):
         assert all(e.inode() == e.stat().st_ino for e in os.scandir(p("d")))
         p.settle(n)
         assert all(e.inode() == e.stat().st_ino for e in os.scandir(p("d")))
+    if p.mount: # whose log has their names, though nobody has said them
+        top = os.path.relpath(p(), p.mount.point)
+        assert p.mount.log().count(f"made a plain file again: {top}/d/") == 2, p.mount.log()
 
 
 def case_handles_outside(p):
