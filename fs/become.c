@@ -35,6 +35,8 @@ static bool rebind(struct eq_fs *fs, struct eq_node *n, int fd)
 		n->written_past = false;
 	}
 	n->swapped = !done;
+	if (n->swapped && eq_policy_lossy(fs->m->policy))
+		clock_gettime(CLOCK_MONOTONIC, &n->swapped_at);
 	pthread_mutex_unlock(&n->lock);
 	return done;
 }

@@ -20,6 +20,7 @@
 #include "queue.h"
 
 #define EQ_NODE_LOGGED 8
+#define EQ_NODE_SENT_ON 8
 
 /* What stat shows of an archive, kept while the archive stays the same. */
 struct eq_meta {
@@ -66,6 +67,9 @@ struct eq_node {
 	struct eq_version unwritten; /* likewise: what it is if none of them writes */
 	bool dirty;             /* written through the mount and not yet encoded */
 	bool swapped;           /* its name now belongs to the archive made of it */
+	struct timespec swapped_at; /* (CLOCK_MONOTONIC) if that has other contents */
+	pid_t sent_on[EQ_NODE_SENT_ON]; /* who was told to look that name up, since then */
+	unsigned n_sent_on;
 	bool pinned;            /* dirty nodes hold a reference to themselves */
 	char *reason;           /* why it was not encoded, or NULL */
 	struct timespec seen;   /* modification time when last opened */

@@ -13,6 +13,9 @@
 #include "ops.h"
 #include "passthrough.h"
 
+/* For so long after an encode the kernel may believe in the plain file: EQ_TIMEOUT, rounded up. */
+#define SENT_ON_SECONDS 2
+
 /* ---- handles ---------------------------------------------------------------- */
 
 int eq_file_flags(int flags)
@@ -242,15 +245,42 @@ static int file_fd(struct eq_file *f)
 	return fd;
 }
 
+/*
+ * For a moment the kernel still opens the plain file in place of the archive that has its
+ * name by now, with other contents. Upon ESTALE it looks the name up at once. Who then
+ * comes again had no name for it: /proc/self/fd, say.
+ */
+static bool send_on(struct eq_node *n, pid_t who)
+{
+	struct timespec now;
+	bool known = false;
+	unsigned i;
+
+	if (!n->swapped)
+		return false;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	now.tv_sec -= SENT_ON_SECONDS;
+	pthread_mutex_lock(&n->lock);
+	known = eq_time_compare(&n->swapped_at, &now) < 0; /* or the archive is the same */
+	for (i = 0; i < EQ_NODE_SENT_ON && i < n->n_sent_on; i++)
+		known |= n->sent_on[i] == who;
+	if (!known)
+		n->sent_on[n->n_sent_on++ % EQ_NODE_SENT_ON] = who;
+	pthread_mutex_unlock(&n->lock);
+	return !known;
+}
+
 void eq_op_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
 	struct eq_fs *fs = eq_fs_of(req);
+	struct eq_node *n = eq_node_of(fs, ino);
 	struct eq_file *f;
 	bool keep;
 	int rc;
 
 	eq_session_tune(fs);
-	rc = eq_file_open(fs, eq_node_of(fs, ino), fi->flags, &f, &keep);
+	rc = send_on(n, fuse_req_ctx(req)->pid) ? -ESTALE
+						: eq_file_open(fs, n, fi->flags, &f, &keep);
 	if (rc) {
 		eq_reply(req, rc);
 		return;
