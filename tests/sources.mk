@@ -5,6 +5,7 @@ UNIT_TESTS = \
 	tests/unit_archive \
 	tests/unit_cache \
 	tests/unit_coding \
+	tests/unit_dirty \
 	tests/unit_gpu \
 	tests/unit_gpu_emul \
 	tests/unit_gpu_encode \
