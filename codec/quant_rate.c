@@ -2,8 +2,10 @@
 /*
  * Rate control: one lambda for all tensors of a file, so that the last bit
  * spent buys the same error everywhere. The size is a falling function of
- * lambda; it is found on a grid of lambdas by bisection and false position,
- * first on a small part of the sample and then, from there, on all of it.
+ * lambda; it is found on a grid of lambdas by bisection and false position, on
+ * few rows of the sample and then, from there, on more. What a row needs depends
+ * on its norm more than on anything else: of rows in the order of their norms each
+ * n-th stands for all.
  *
  * Nothing here uses what the mathematical library may round differently on
  * another processor: sizes come from integers (model.c), the grid of lambdas
@@ -15,14 +17,21 @@
 #include <string.h>
 
 #include "model.h"
-#include "quant.h"
+#include "quant_ops.h"
 
 #define GRID 128                /* lambdas an octave */
 #define GRID_LOW (-9 * GRID)    /* 2^-9: finer adds bits but no quality */
 #define GRID_HIGH (24 * GRID)   /* 2^24: everything zero */
 #define USUAL_SLOPE 0.5         /* bits an octave */
 #define CLOSE 0.002             /* bits that do not matter */
-#define FIRST_PART 16           /* the bisection looks at a 16th of the sample */
+#define PART 16                 /* few rows are a 16th of more */
+#define NEAR 0.01               /* bits of which the slope is enough known */
+
+#define SMALL (1 << 18)         /* units of which no part is looked at first */
+
+/* Units of the sample that are coded: a quarter of what the file has, within these. */
+#define CODED_LEAST (UINT64_C(1) << 20)
+#define CODED_MOST (UINT64_C(4) << 20)
 
 /* ---- sampling ------------------------------------------------------------ */
 
@@ -83,9 +92,13 @@ double eq_rate_bytes(const struct eq_rate_tensor *t, const uint64_t hist[256],
 
 /* ---- search -------------------------------------------------------------- */
 
+enum look { FEW, MORE };
+
 struct rate_one {
 	const struct eq_rate_tensor *t;
 	double l1;              /* of the sample, scaled up to the tensor */
+	struct eq_quant_tensor rows[2];
+	void *copy[2];          /* of them, unless it is the sample itself */
 	double bytes;
 	int status;
 };
@@ -93,10 +106,82 @@ struct rate_one {
 struct rate_job {
 	enum eq_qformat format;
 	double lambda;
-	uint64_t divide;        /* look at the first 1 / divide of each sample */
+	uint64_t divide[2];     /* rows of samples for each that is looked at */
+	enum look look;
 	struct eq_pool *pool;
 	struct rate_one *one;
 };
+
+#define KEYS 4096               /* of norms: octaves, in 16 parts */
+
+/* The rows of a sample, by their norms. NULL if there is no memory. */
+static uint64_t *rows_in_order(const struct eq_quant_tensor *s)
+{
+	const struct eq_quant_ops *ops = eq_quant_ops_get();
+	size_t row_bytes = s->k * eq_quant_unit(s->dtype);
+	uint64_t *place = calloc(KEYS + 1, sizeof(*place)), *order = malloc(s->rows * sizeof(*order));
+	uint16_t *key = malloc(s->rows * sizeof(*key));
+
+	for (uint64_t i = 0; place && order && key && i < s->rows; i++) {
+		struct eq_quant_lanes lanes = { { 0 } };
+		uint32_t top = 0;
+
+		ops->scan((const uint8_t *)s->w + i * row_bytes, s->dtype, s->k, &top, &lanes);
+		key[i] = (uint16_t)(eq_float_bits((float)eq_quant_lanes_sum(&lanes)) >> 19);
+		place[key[i] + 1]++;
+	}
+	if (place && order && key) {
+		for (unsigned i = 0; i < KEYS; i++)
+			place[i + 1] += place[i];
+		for (uint64_t i = 0; i < s->rows; i++)
+			order[place[key[i]]++] = i;
+	} else {
+		free(order);
+		order = NULL;
+	}
+	free(place);
+	free(key);
+	return order;
+}
+
+/* Take each n-th row, in that order. */
+static int rows_take(struct rate_one *one, enum look look, uint64_t n, const uint64_t *order)
+{
+	const struct eq_quant_tensor *s = &one->t->sample;
+	uint64_t rows = s->rows / n ? s->rows / n : 1;
+	size_t row_bytes = s->k * eq_quant_unit(s->dtype);
+	uint8_t *copy = malloc(rows * row_bytes);
+
+	if (!copy)
+		return -ENOMEM;
+	for (uint64_t i = 0; i < rows; i++)
+		memcpy(copy + i * row_bytes,
+		       (const uint8_t *)s->w + order[(2 * i + 1) * s->rows / (2 * rows)] * row_bytes,
+		       row_bytes);
+	one->copy[look] = copy;
+	one->rows[look].w = copy;
+	one->rows[look].rows = rows;
+	return 0;
+}
+
+static void rate_rows(void *arg, size_t index)
+{
+	const struct rate_job *job = arg;
+	struct rate_one *one = &job->one[index];
+	uint64_t *order = NULL;
+	int rc = 0;
+
+	for (int look = FEW; look <= MORE && one->t && !rc; look++) {
+		one->rows[look] = one->t->sample;
+		if (job->divide[look] == 1 || one->t->sample.rows <= 1)
+			continue;
+		if (!order)
+			order = rows_in_order(&one->t->sample);
+		rc = order ? rows_take(one, look, job->divide[look], order) : -ENOMEM;
+	}
+	free(order);
+	one->status = rc;
+}
 
 static void rate_norm(void *arg, size_t index)
 {
@@ -112,29 +197,36 @@ static void rate_norm(void *arg, size_t index)
 		one->l1 *= (double)one->t->rows / (double)s->rows;
 }
 
-/* Size of a tensor, from its sample or a part of it. */
+static int rate_all(struct rate_job *job, size_t n, void (*run)(void *job, size_t index))
+{
+	int rc = 0;
+
+	eq_pool_for(job->pool, n, run, job);
+	for (size_t i = 0; i < n && !rc; i++)
+		rc = job->one[i].status;
+	return rc;
+}
+
+/* Size of a tensor, from some of its rows. */
 static void rate_size(void *arg, size_t index)
 {
 	struct rate_job *job = arg;
 	struct rate_one *one = &job->one[index];
-	struct eq_quant_tensor part;
+	const struct eq_quant_tensor *t = &one->rows[job->look];
 	struct eq_quant_result r;
 	uint16_t *scale;
 
 	if (!one->t)
 		return;
-	part = one->t->sample;
-	part.rows = (part.rows + job->divide - 1) / job->divide;
-	scale = malloc(part.rows * sizeof(*scale));
+	scale = malloc(t->rows * sizeof(*scale));
 	if (!scale) {
 		one->status = -ENOMEM;
 		return;
 	}
-	one->status = eq_quant_search(&part, job->format, job->lambda, one->l1,
-				      one->t->rows * part.k, job->pool, scale);
+	one->status = eq_quant_search(t, job->format, job->lambda, one->l1, one->t->rows * t->k,
+				      job->pool, scale);
 	if (!one->status)
-		one->status = eq_quant_apply(&part, job->format, scale, job->pool,
-					     NULL, NULL, &r);
+		one->status = eq_quant_apply(t, job->format, scale, job->pool, NULL, NULL, &r);
 	free(scale);
 	if (one->status)
 		return;
@@ -159,16 +251,17 @@ static double lambda_of(int i)
 static int rate_bits(struct rate_job *job, size_t n, int i, double *bits)
 {
 	double bytes = 0, units = 0;
+	int rc;
 
 	job->lambda = lambda_of(i);
-	eq_pool_for(job->pool, n, rate_size, job);
+	rc = rate_all(job, n, rate_size);
+	if (rc)
+		return rc;
 	for (size_t t = 0; t < n; t++) {
 		const struct rate_one *one = &job->one[t];
 
 		if (!one->t)
 			continue;
-		if (one->status)
-			return one->status;
 		bytes += one->bytes;
 		units += (double)one->t->rows * (double)one->t->sample.k;
 	}
@@ -213,27 +306,96 @@ static int bracket_nearest(const struct bracket *b, double want)
 	return b->bits[0] - want > want - b->bits[1];
 }
 
-/*
- * Look at `i` first, then narrow the bracket down: until its ends are no more
- * than `width` apart or one is close enough to what is wanted.
- */
-static int bracket_close(struct rate_job *job, size_t n, struct bracket *b, int i,
-			 double want, int width)
+/* A bracket around a grid point of which the size is known. */
+static struct bracket bracket_at(int i, double bits, double want)
 {
-	*b = (struct bracket){ .at = { GRID_LOW - 1, GRID_HIGH + 1 } };
-	for (unsigned round = 1;; round++) {
-		double bits;
-		int rc = rate_bits(job, n, i, &bits), side = bits < want;
+	struct bracket b = { .at = { GRID_LOW - 1, GRID_HIGH + 1 } };
 
-		if (rc)
-			return rc;
-		b->at[side] = i;
-		b->bits[side] = bits;
-		if (b->at[1] - b->at[0] <= width || fabs(bits - want) < CLOSE)
-			return 0;
+	b.at[bits < want] = i;
+	b.bits[bits < want] = bits;
+	return b;
+}
+
+/*
+ * Narrow the bracket down: until its ends are no more than `width` apart or one is no
+ * further than `close` from what is wanted.
+ */
+static int bracket_close(struct rate_job *job, size_t n, struct bracket *b, double want, int width,
+			 double close)
+{
+	int side = bracket_nearest(b, want), i, rc;
+	double bits = b->bits[side];
+
+	for (unsigned round = 1; b->at[1] - b->at[0] > width && !(fabs(bits - want) < close); round++) {
 		/* the line can be misled, halving cannot */
 		i = round % 3 ? bracket_next(b, want) :
 				b->at[0] + (b->at[1] - b->at[0]) / 2;
+		rc = rate_bits(job, n, i, &bits);
+		if (rc)
+			return rc;
+		side = bits < want;
+		b->at[side] = i;
+		b->bits[side] = bits;
+	}
+	return 0;
+}
+
+/* The grid point nearest to what is wanted by the line through an end that is close to
+ * it, and the size there. */
+static int bracket_end(const struct bracket *b, double want, double *bits)
+{
+	int side = bracket_nearest(b, want), steps;
+	double slope = USUAL_SLOPE / GRID;
+
+	if (bracket_known(b, 0) && bracket_known(b, 1) && b->bits[0] > b->bits[1])
+		slope = (b->bits[0] - b->bits[1]) / (b->at[1] - b->at[0]);
+	*bits = b->bits[side];
+	if (!(fabs(*bits - want) < NEAR))
+		return b->at[side];
+	steps = (int)lrint((*bits - want) / slope);
+	if (b->at[side] + steps <= b->at[0] || b->at[side] + steps >= b->at[1])
+		return b->at[side];
+	*bits -= steps * slope;
+	return b->at[side] + steps;
+}
+
+/* How many rows of the samples are looked at. */
+static void rate_divide(struct rate_job *job, size_t n)
+{
+	uint64_t units = 0, sampled = 0, coded;
+
+	for (size_t i = 0; i < n; i++) {
+		const struct eq_rate_tensor *t = job->one[i].t;
+
+		sampled += t ? t->sample.rows * t->sample.k : 0;
+		units += t ? t->rows * t->sample.k : 0;
+	}
+	coded = units / 4;
+	coded = coded < CODED_LEAST ? CODED_LEAST : coded > CODED_MOST ? CODED_MOST : coded;
+	job->divide[MORE] = sampled > coded ? sampled / coded : 1;
+	job->divide[FEW] = job->divide[MORE] * (sampled / job->divide[MORE] > SMALL ? PART : 1);
+}
+
+/* A bracket, one of whose ends is near `bits` or of the grid. */
+static int rate_search(struct rate_job *job, size_t n, double bits, struct bracket *b)
+{
+	/* lambda 4 gives about 4 bits, and half a bit less with each octave */
+	int at = (int)((8 - 2 * bits) * GRID) + 2 * GRID, rc;
+	bool once = job->divide[FEW] == job->divide[MORE];
+	double found;
+
+	at = at < GRID_LOW ? GRID_LOW : at > GRID_HIGH ? GRID_HIGH : at;
+	for (job->look = once ? MORE : FEW;; job->look = MORE) {
+		rc = rate_bits(job, n, at, &found);
+		if (rc)
+			return rc;
+		*b = bracket_at(at, found, bits);
+		if (job->look == MORE)
+			return bracket_close(job, n, b, bits, 1, NEAR);
+		rc = bracket_close(job, n, b, bits, GRID / 8, CLOSE);
+		if (rc)
+			return rc;
+		at = b->at[bracket_nearest(b, bits)];
 	}
 }
 
@@ -242,43 +404,32 @@ int eq_rate_find(const struct eq_rate_tensor *t, size_t n, enum eq_qformat forma
 {
 	struct rate_job job = { .format = format, .pool = pool };
 	struct bracket b;
-	uint64_t units = 0;
-	int rc = 0, side;
+	int rc = 0;
 
 	memset(out, 0, sizeof(*out));
 	job.one = calloc(n ? n : 1, sizeof(*job.one));
 	if (!job.one)
 		return -ENOMEM;
-	for (size_t i = 0; i < n; i++) {
+	for (size_t i = 0; i < n; i++)
 		job.one[i].t = &t[i];
-		units += t[i].sample.rows * t[i].sample.k;
-	}
-	eq_pool_for(pool, n, rate_norm, &job);
-	for (size_t i = 0; i < n && !rc; i++)
-		rc = job.one[i].status;
+	rc = rate_all(&job, n, rate_norm);
+	rate_divide(&job, n);
+	if (!rc)
+		rc = rate_all(&job, n, rate_rows);
+	if (!rc)
+		rc = rate_search(&job, n, bits, &b);
 	if (rc)
 		goto out;
-
-	/* lambda 4 gives about 4 bits, and half a bit less with each octave */
-	side = (int)((8 - 2 * bits) * GRID) + 2 * GRID;
-	side = side < GRID_LOW ? GRID_LOW : side > GRID_HIGH ? GRID_HIGH : side;
-	job.divide = units > 1 << 18 ? FIRST_PART : 1;
-	rc = bracket_close(&job, n, &b, side, bits, job.divide > 1 ? GRID / 8 : 1);
-	if (!rc && job.divide > 1) {
-		side = bracket_nearest(&b, bits);
-		job.divide = 1;
-		rc = bracket_close(&job, n, &b, b.at[side], bits, 1);
-	}
-	if (rc)
-		goto out;
-	side = bracket_nearest(&b, bits);
-	out->lambda = lambda_of(b.at[side]);
-	out->bits = b.bits[side];
+	out->lambda = lambda_of(bracket_end(&b, bits, &out->bits));
 	if (!bracket_known(&b, 0) && b.at[1] == GRID_LOW)
 		out->status = EQ_RATE_BELOW;
 	else if (!bracket_known(&b, 1) && b.at[0] == GRID_HIGH)
 		out->status = EQ_RATE_ABOVE;
 out:
+	for (size_t i = 0; i < n; i++) {
+		free(job.one[i].copy[FEW]);
+		free(job.one[i].copy[MORE]);
+	}
 	free(job.one);
 	return rc;
 }

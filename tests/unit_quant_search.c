@@ -417,6 +417,33 @@ static void test_rate(void **state)
 	eq_pool_free(pool);
 }
 
+/* Rows unlike each other, more than are coded to find lambda: those that are stand for
+ * all, wherever in the tensor they lie. */
+static void test_rate_rows(void **state)
+{
+	struct eq_quant_result q;
+	struct eq_rate_tensor t;
+	struct eq_rate_result r;
+	struct matrix m;
+	double bits;
+
+	(void)state;
+	matrix_make(&m, EQ_BF16, 4096, 700, GAUSS, 1);
+	for (uint64_t i = 0; i < 4096 * 700; i++)
+		matrix_set(&m, i, m.x[i] * (float)exp2((double)(i / 700) / 1024));
+	t = (struct eq_rate_tensor){ .sample = m.t, .rows = 4096, .overhead = 200,
+				     .chunk_units = 131072 };
+	assert_int_equal(eq_rate_find(&t, 1, EQ_Q_FP8, 3, NULL, &r), 0);
+	assert_int_equal(eq_quant_search(&m.t, EQ_Q_FP8, r.lambda, matrix_norm(&m), 4096 * 700, NULL,
+					 m.scale), 0);
+	assert_int_equal(eq_quant_apply(&m.t, EQ_Q_FP8, m.scale, NULL, NULL, NULL, &q), 0);
+	bits = 8 * eq_rate_bytes(&t, q.hist, q.n_outliers) / (4096 * 700);
+	if (fabs(bits - 3) > 0.02)
+		fail_msg("3 bits wanted, %.4f expected, %.4f coded", r.bits, bits);
+	eq_quant_result_fini(&q);
+	matrix_free(&m);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -427,6 +454,7 @@ int main(void)
 		cmocka_unit_test(test_gauss),
 		cmocka_unit_test(test_sample_rows),
 		cmocka_unit_test(test_rate),
+		cmocka_unit_test(test_rate_rows),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
