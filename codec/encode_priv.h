@@ -31,7 +31,7 @@ struct eq_encoder {
 	SHA256_CTX sha;
 	struct eq_coding *coding;       /* of a quantised tensor */
 	double lambda;
-	uint64_t done;          /* input bytes encoded */
+	_Atomic uint64_t done;  /* input bytes encoded */
 	pthread_mutex_t progress_lock;
 	/* Reused from tensor to tensor. */
 	uint8_t *keep;          /* a tensor to be quantised, or two groups of one */
