@@ -146,17 +146,36 @@ static void visit(struct eq_scan *s, struct eq_node *dir, const char *name)
 	eq_node_unref(&fs->nodes, n);
 }
 
+/* Is it a store that another eqfs has mounted? What lies there in between, for it, would
+ * be a crash's remains to us. */
+static bool taken(struct eq_scan *s, struct eq_node *dir, int fd)
+{
+	struct eq_fs *fs = s->fs;
+	char name[NAME_MAX + 1];
+	struct eq_node *parent;
+
+	if (dir == fs->nodes.root || !eq_store_probe(fd))
+		return false;
+	if (eq_node_place(&fs->nodes, dir, &parent, name) == 0) {
+		eq_log(&fs->log, EQ_LOG_WARN, "%s: mounted by another eqfs: left alone", name);
+		eq_node_unref(&fs->nodes, parent);
+	}
+	return true;
+}
+
 static void *scan(void *arg)
 {
 	struct eq_scan *s = arg;
 	struct eq_node *dir;
 	struct dirent *e;
+	bool skip;
 	DIR *d;
 
 	while (s->n_todo && !s->stop) {
 		dir = s->todo[--s->n_todo];
 		d = open_dir(dir->fd);
-		while (d && !s->stop && (e = readdir(d)))
+		skip = d && taken(s, dir, dirfd(d));
+		while (d && !skip && !s->stop && (e = readdir(d)))
 			if (!dots(e->d_name))
 				visit(s, dir, e->d_name);
 		if (d)

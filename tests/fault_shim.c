@@ -11,7 +11,7 @@
  *                    wait:N (writes a byte to EQFS_FAULT_GATE, a pipe that is open for
  *                    reading, and goes on when that is closed), or
  *                    errno:N:NUMBER:COUNT (COUNT events fail)
- *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but pread
+ *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but pread and flock
  *                    without it
  *   EQFS_FAULT_OLD   the kernel is one without FUSE_NOTIFY_PRUNE
  */
@@ -28,6 +28,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -107,7 +108,7 @@ static int enter(const char *op, const char *path)
 	snprintf(word, sizeof(word), ",%s,", op);
 	if (!fault.root || strncmp(path, fault.root, fault.root_len) ||
 	    !strchr("/ ", path[fault.root_len]) ||
-	    (fault.ops ? !strstr(fault.ops, word) : !strcmp(op, "pread")))
+	    (fault.ops ? !strstr(fault.ops, word) : !strcmp(op, "pread") || !strcmp(op, "flock")))
 		return -1;
 	pthread_mutex_lock(&fault.lock);
 	fault.n++;
@@ -211,6 +212,7 @@ WRAP(ssize_t, copy_file_range, "write",
 WRAP(int, fallocate, "write", (int fd, int mode, off_t off, off_t len), AT(fd, NULL),
      (fd, mode, off, len))
 WRAP(int, ftruncate, "truncate", (int fd, off_t len), AT(fd, NULL), (fd, len))
+WRAP(int, flock, "flock", (int fd, int how), AT(fd, NULL), (fd, how))
 WRAP(int, fsync, "fsync", (int fd), AT(fd, NULL), (fd))
 WRAP(int, fdatasync, "fsync", (int fd), AT(fd, NULL), (fd))
 WRAP(int, fchown, "chown", (int fd, uid_t u, gid_t g), AT(fd, NULL), (fd, u, g))

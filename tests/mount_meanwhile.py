@@ -13,6 +13,13 @@ if not os.path.exists(SHIM):
     sys.exit("EQFS_FAULT_SHIM names no library to preload")
 
 
+def shim_env(store, op, fault, **more):
+    """The environment in which this happens to these calls for a store."""
+    return {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(store), "EQFS_FAULT": fault,
+            "EQFS_FAULT_OPS": f",{op},", "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0",
+            **more}
+
+
 class Gate:
     """Holds the n-th event of this kind up; a context manager for what is done meanwhile."""
 
@@ -21,9 +28,7 @@ class Gate:
         os.makedirs(store, exist_ok=True)
         os.mkfifo(path)
         self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self.env = {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(store), "EQFS_FAULT": f"wait:{n}",
-                    "EQFS_FAULT_OPS": f",{op},", "EQFS_FAULT_GATE": path,
-                    "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
+        self.env = shim_env(store, op, f"wait:{n}", EQFS_FAULT_GATE=path)
 
     def __enter__(self):
         assert select.select([self.fd], [], [], DEADLINE)[0], "the change did not begin"
@@ -251,6 +256,90 @@ def test_link_while_unpacked():
     assert r.returncode == 1 and r.stderr.count("has hard links") == 2, r
     assert sorted(os.listdir(store)) == ["l.eqar", "m.eqar"]
     assert os.path.samefile(*packed) and read(packed[1]) == before
+
+
+def refused(store, *options):
+    """The one line with which a second mount of a store is refused."""
+    os.makedirs(scratch("second"), exist_ok=True)
+    r = subprocess.run([EQFS, *options, store, scratch("second")], capture_output=True, text=True, check=False,
+                       timeout=DEADLINE)
+    assert r.returncode == 1 and r.stderr.count("\n") == 1 and store in r.stderr, r
+    return r.stderr
+
+
+def copy_in(m):
+    """Without a rename, for which a gate may be."""
+    save_file(model(), scratch("copied"))
+    shutil.copyfile(scratch("copied"), m.path("m"))
+    return sha(scratch("copied"))
+
+
+def test_mounted_twice():
+    """While a file is encoded there is no other mount, be it only to read and by another
+    name, and no eqar; and the encode is none the worse for it."""
+    store = scratch("twice")
+    gate = Gate(store, "rename")
+    os.symlink(store, scratch("twice.link"))
+    with Mount(store, settle="0", env=gate.env) as m:
+        want = copy_in(m)
+        with gate:
+            for at in (store, scratch("twice.link")):
+                for options in ([], ["-o", "ro"]):
+                    assert "mounted already" in refused(at, *options)
+            r = subprocess.run([EQAR, "pack", "-r", store], capture_output=True, text=True, check=False)
+            assert r.returncode == 1 and "in use" in r.stderr, r
+        m.settle("m")
+        assert os.listdir(store) == ["m.eqar"] and sha(m.path("m")) == want
+
+
+def test_mounted_above():
+    """A directory above is mounted between an archive's coming and its plain file's going:
+    that one does not take the two for what a crash has left."""
+    store = scratch("above/inner")
+    os.makedirs(store)
+    gate = Gate(store, "rename", 2)
+    with Mount(store, settle="0", env=gate.env) as m:
+        want = copy_in(m)
+        with gate:
+            assert {"m", "m.eqar"} <= set(os.listdir(store)), os.listdir(store)
+            with Mount(scratch("above"), settle="0") as outer:
+                poll("walked", lambda: b"\neqfs_store_known 1\n" in read(outer.path(".eqfs", "stats")))
+                assert "inner: mounted by another eqfs" in outer.log(), outer.log()
+        m.settle("m")
+        assert os.listdir(store) == ["m.eqar"] and sha(m.path("m")) == want
+
+
+def test_killed_and_mounted():
+    """The lock goes with a daemon that is killed in an encode. Who mounts to read then
+    changes nothing, and keeps those out that would; the next one goes on."""
+    store = scratch("stale")
+    gate = Gate(store, "rename")
+    m = Mount(store, settle="0", env=gate.env)
+    want = copy_in(m)
+    with gate:
+        m.kill()
+        left = sorted(os.listdir(store))
+        assert len(left) == 2 and left[1] == "m", left
+        with Mount(store, "ro") as m:
+            assert os.listdir(m.point) == ["m"] and sha(m.path("m")) == want
+            assert "mounted already" in refused(store)
+        assert sorted(os.listdir(store)) == left
+    with Mount(store, settle="0") as m:
+        m.settle("m")
+        assert sha(m.path("m")) == want
+        poll("litter swept", lambda: os.listdir(store) == ["m.eqar"])
+
+
+def test_no_locks():
+    """A filesystem without locks holds no store, as nobody could tell who has it mounted."""
+    store = os.path.realpath(scratch("lockless"))
+    os.makedirs(store)
+    for error in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+        env = shim_env(store, "flock", f"errno:1:{error}:1000")
+        for options in ([], ["ro"]):
+            m = Mount(store, *options, env=env, fails=True)
+            assert m.wait() == 1 and not mounted(m.point), m.log()
+            assert f"{store}: cannot be locked: {os.strerror(error)}\n" in m.log(), m.log()
 
 
 run(globals())

@@ -306,7 +306,7 @@ static int open_store(struct options *o, struct eq_error *err)
 	if (rc == -EBUSY)
 		return eq_fail(err, rc, "%s: mounted already by another eqfs", o->store);
 	if (rc)
-		return store_fails(o, rc, err);
+		return eq_fail(err, rc, "%s: cannot be locked: %s", o->store, eq_strerror(rc));
 	rc = check_point(o, err);
 	if (rc)
 		return rc;
