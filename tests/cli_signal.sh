@@ -19,8 +19,9 @@ busy() {
 interrupted() {
 	sig=$1 want=$2 where=$3
 	shift 3
-	# Shells start background jobs with SIGINT ignored.
-	env --default-signal=INT,TERM,HUP "$EQAR" "$@" 2>.err &
+	# Shells start background jobs with SIGINT ignored. Niced, so that a busy machine
+	# does not let it end before we have looked.
+	nice -n 19 env --default-signal=INT,TERM,HUP "$EQAR" "$@" 2>.err &
 	pid=$!
 	until busy "$where"; do
 		kill -0 $pid 2>/dev/null || break

@@ -318,7 +318,7 @@ def case_nameless_are_closed(p):
                     if gone.match(os.readlink(f"{fds}/{n}")):
                         return True
             return False
-        poll("closed below", lambda: not left(), 10)
+        poll("closed below", lambda: not left())
 
 
 def case_handles_made_up(p):

@@ -14,7 +14,7 @@ from mount_lib import *
 ROUNDS = int(os.environ.get("EQFS_HOSTILE_ROUNDS", "2"))
 ROOT = os.geteuid() == 0
 DATA = os.path.join(os.environ.get("top_srcdir", "."), "tests", "data")
-PROMPT = 10.0 # seconds for what should take none
+PROMPT = 30.0 # seconds for what should take none
 
 
 def outside(name):

@@ -10,7 +10,7 @@ import threading
 from mount_lib import *
 
 SHIM = os.environ.get("EQFS_FAULT_SHIM", "")
-SOON = 8.0  # seconds that an end may take on a busy machine, beyond what was asked for
+SOON = 12.0  # seconds that an end may take on a busy machine, beyond what was asked for
 ROOT = os.geteuid() == 0
 
 

@@ -7,7 +7,7 @@ from mount_lib import *
 
 
 def refused(*args, code=1):
-    r = subprocess.run([EQFS, *args], capture_output=True, text=True, check=False, timeout=30)
+    r = subprocess.run([EQFS, *args], capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert r.returncode == code, (args, r.returncode, r.stderr)
     assert r.stderr.startswith("eqfs: "), r.stderr
     lines = r.stderr.splitlines()
@@ -119,7 +119,7 @@ def test_daemon():
         start = time.monotonic()
         def up():
             return subprocess.run([EQFS, "-q", "-o", "settle=0", store, mnt], capture_output=True,
-                                  text=True, check=False, timeout=30)
+                                  text=True, check=False, timeout=DEADLINE)
         r = poll("mounted", lambda: (lambda r: r if r.returncode == 0 else None)(up()))
         assert not r.stdout and not r.stderr, r
         try:

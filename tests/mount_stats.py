@@ -66,7 +66,7 @@ def test_moved_below():
         def given_up():
             now = stats(m)
             return now["eqfs_queue_files"] + now["eqfs_encoding_files"] == 0
-        poll("given up", given_up, 20)
+        poll("given up", given_up)
         assert stats(m)["eqfs_encode_interrupted_files_total"] == 1
         assert os.listdir(m.disk("d")) == ["n"]
         assert same(load_file(m.path("d/n")), model(8)) # which is seeing it
@@ -84,7 +84,7 @@ def test_deleted_below():
         def given_up():
             now = stats(m)
             return now["eqfs_queue_files"] + now["eqfs_encoding_files"] == 0
-        poll("given up", given_up, 20)
+        poll("given up", given_up)
         if os.geteuid() == 0: # so that the kernel forgets it
             def closed():
                 with open("/proc/sys/vm/drop_caches", "w") as f:
@@ -92,7 +92,7 @@ def test_deleted_below():
                 return m.disk("m") + " (deleted)" not in fds_of(m)
             with raises(errno.ENOENT):
                 poll("seen to be gone", lambda: not os.stat(m.path("m")))
-            poll("closed", closed, 20)
+            poll("closed", closed)
 
 
 def backend(m):
@@ -183,7 +183,7 @@ def test_counts():
 
 
 def status(*args, code=0):
-    r = subprocess.run([EQAR, "status", *args], capture_output=True, text=True, check=False, timeout=30)
+    r = subprocess.run([EQAR, "status", *args], capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert r.returncode == code, (args, r.returncode, r.stderr)
     if code:
         assert not r.stdout and r.stderr.startswith("eqar: "), r
@@ -239,7 +239,7 @@ def test_hung():
 
 
 def du(*args, code=0):
-    r = subprocess.run([EQAR, "du", *args], capture_output=True, text=True, check=False, timeout=30)
+    r = subprocess.run([EQAR, "du", *args], capture_output=True, text=True, check=False, timeout=DEADLINE)
     assert r.returncode == code, (args, r.returncode, r.stderr)
     return r.stdout
 

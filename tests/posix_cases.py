@@ -328,14 +328,13 @@ def case_listing_while_renaming(p):
     t = threading.Thread(target=mover)
     t.start()
     try:
-        while time.monotonic() < end:
+        while time.monotonic() < end or lists < 4:
             names = os.listdir(p())
             assert len(names) == len(set(names)) and stay <= set(names), "a listing lost names"
             lists += 1
     finally:
         stop.set()
         t.join()
-    assert lists > 3
 
 
 def case_positions(p):
@@ -570,7 +569,7 @@ def case_statfs(p):
     fsync = os.open(f, os.O_RDONLY)
     os.fsync(fsync)
     os.close(fsync)
-    poll("blocks are counted", lambda: os.stat(f).st_blocks * 512 >= 1 << 20, 10)
+    poll("blocks are counted", lambda: os.stat(f).st_blocks * 512 >= 1 << 20)
     assert os.stat(f).st_dev == os.stat(p()).st_dev and os.stat(f).st_ino != os.stat(p()).st_ino
 
 
