@@ -89,13 +89,14 @@ static void rest(struct eq_trim *t)
 	nodes->many = nodes->count + t->many / 8;
 	if (nodes->many > t->many / 5 * 7)
 		nodes->many = t->many / 5 * 7;
+	if (nodes->many < nodes->count)
+		nodes->many = nodes->count;
 	pthread_cond_broadcast(&nodes->room);
 	clock_gettime(CLOCK_MONOTONIC, &until);
 	until.tv_sec += t->rest;
 	while (!t->stop && nodes->count <= nodes->many &&
 	       pthread_cond_timedwait(&nodes->crowded, &nodes->lock, &until) == 0)
 		;
-	nodes->many = t->many;
 }
 
 static void *trimmer(void *arg)
@@ -105,10 +106,13 @@ static void *trimmer(void *arg)
 
 	pthread_mutex_lock(&nodes->lock);
 	while (!t->stop) {
-		if (nodes->count <= nodes->many) {
+		if (nodes->count <= t->many) {
 			t->rest = 0;
+			nodes->many = t->many;
 			pthread_cond_wait(&nodes->crowded, &nodes->lock);
-		} else if (!trim(t)) {
+		} else if (trim(t)) {
+			nodes->many = t->many;
+		} else {
 			rest(t);
 		}
 	}
@@ -120,9 +124,13 @@ void eq_trim_pace(struct eq_fs *fs)
 {
 	struct eq_nodes *nodes = &fs->nodes;
 	struct timespec until;
+	size_t most;
 
 	pthread_mutex_lock(&nodes->lock);
-	if (nodes->many && nodes->count > nodes->many + nodes->many / 4) {
+	most = nodes->many + nodes->many / 4;
+	if (most > fs->trim->many / 5 * 8) /* as long as it leaves some for other uses */
+		most = fs->trim->many / 5 * 8;
+	if (nodes->many && nodes->count > most) {
 		clock_gettime(CLOCK_MONOTONIC, &until);
 		until.tv_sec += PACE_SECONDS;
 		while (nodes->count > nodes->many &&
