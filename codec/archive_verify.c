@@ -387,8 +387,12 @@ int eq_archive_match(struct eq_archive *a, int fd, const char *name, const struc
 static int output_window(void *arg, struct eq_window *w)
 {
 	const int *fd = arg;
+	int rc = eq_write_full(*fd, w->buf, w->len, w->begin);
 
-	return eq_write_full(*fd, w->buf, w->len, w->begin);
+	/* Begin to store what will have to be synced in the end. */
+	if (!rc)
+		sync_file_range(*fd, (off_t)w->begin, (off_t)w->len, SYNC_FILE_RANGE_WRITE);
+	return rc;
 }
 
 int eq_archive_unpack(struct eq_archive *a, int out_fd, const struct eq_run *run,

@@ -10,36 +10,49 @@
 
 #include "encode_priv.h"
 
-/* File header, trailer, FILE and section heads. */
-#define FIXED_BYTES 4416
+/* Trailer, FILE and section heads. */
+#define FIXED_BYTES 320
 
 struct estimate {
 	struct eq_encoder e;
 	struct eq_summary sum;
-	uint64_t pos;           /* as in the archive */
+	uint64_t pos;           /* end of the payloads in the archive */
+	uint64_t records;
 };
+
+/* Each payload begins aligned; behind the last one is no gap. */
+static void add_payload(struct estimate *x, uint64_t payload)
+{
+	if (payload)
+		x->pos = eq_align(x->pos, EQ_PAYLOAD_ALIGN) + payload;
+}
 
 static void add_tensor(struct estimate *x, const struct eq_st_tensor *t, uint64_t payload)
 {
 	uint64_t chunks = (t->end - t->begin) / eq_chunk_bytes_of(t) + 1;
 
-	x->pos += eq_align(payload, EQ_PAYLOAD_ALIGN) + sizeof(struct eq_disk_tensor) + t->name_len +
-		  8u * t->ndim + chunks * sizeof(struct eq_disk_chunk);
+	add_payload(x, payload);
+	x->records += sizeof(struct eq_disk_tensor) + t->name_len + 8u * t->ndim;
+	if (payload)
+		x->records += chunks * sizeof(struct eq_disk_chunk);
 }
 
 static int lossless_tensor(struct estimate *x, const struct eq_st_tensor *t)
 {
 	enum eq_codec_id codec;
 	struct eq_sample s;
-	uint64_t size;
+	uint64_t size = 0;
 	int rc;
 
-	if (t->begin == t->end)
+	if (t->begin == t->end) {
+		add_tensor(x, t, 0);
 		return 0;
+	}
 	rc = eq_sample_tensor(&x->e, t, NULL, EQ_SAMPLE_FEW, &s);
 	if (rc)
 		return rc;
-	rc = eq_choose_lossless(&x->e, t, &s, x->e.coding, &codec, &size);
+	if (s.varies) /* or else it is one unit, which the record holds */
+		rc = eq_choose_lossless(&x->e, t, &s, x->e.coding, &codec, &size);
 	if (!rc)
 		add_tensor(x, t, size);
 	eq_sample_fini(&s);
@@ -72,7 +85,7 @@ static int quant_tensor(struct estimate *x, const struct eq_st_tensor *t,
 	free(scale);
 	if (!rc) {
 		bytes = eq_rate_bytes(r, q.hist, q.n_outliers);
-		x->pos += eq_align((uint64_t)bytes, EQ_PAYLOAD_ALIGN);
+		add_payload(x, (uint64_t)bytes); /* the record counts in there */
 		x->sum.n_quantised++;
 		x->sum.quant_params += n;
 		x->sum.quant_bytes += (uint64_t)bytes;
@@ -111,7 +124,7 @@ int eq_estimate(int in_fd, const char *in_name, const struct eq_policy *policy,
 {
 	struct eq_samples s = { .n = 0 };
 	struct eq_error own;
-	struct estimate x = { .pos = FIXED_BYTES };
+	struct estimate x = { .pos = sizeof(struct eq_disk_header) };
 	int rc;
 
 	*out = (struct eq_summary){ .size = 0 };
@@ -128,7 +141,7 @@ int eq_estimate(int in_fd, const char *in_name, const struct eq_policy *policy,
 		out->size = x.e.st->file_size;
 		out->n_tensors = x.e.st->n_tensors;
 		/* Headers of real models shrink about eightfold. */
-		out->stored = x.pos + x.e.st->prefix_len / 8;
+		out->stored = x.pos + x.records + FIXED_BYTES + x.e.st->prefix_len / 8;
 		out->lambda = x.sum.n_quantised ? x.e.lambda : 0;
 		out->relative_l1 = x.e.sum_abs > 0 ? x.e.err_abs / x.e.sum_abs : 0;
 		out->snr_db = x.e.err_sq > 0 ? 10 * log10(x.e.sum_sq / x.e.err_sq) : INFINITY;

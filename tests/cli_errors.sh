@@ -66,7 +66,6 @@ echo '{"model_type": "llama"}' >config.json
 head -c 100000 /dev/zero >zeros
 ln -s nowhere dangling
 fails 'eqar: missing: No such file or directory' pack missing
-fails 'eqar: dir: Is a directory' pack dir
 fails 'eqar: fifo: not a regular file' pack fifo
 fails 'eqar: dangling: No such file or directory' pack dangling
 fails 'eqar: config.json: *' pack config.json
@@ -101,6 +100,7 @@ fails 'eqar: a.st.eqar: has * bytes, *' verify --against=a.st.eqar a.st.eqar
 fails 'eqar: missing: No such file or directory' diff a.st missing
 fails 'eqar: config.json: *' diff config.json a.st
 fails 'eqar: missing: No such file or directory' pack -r missing
+fails 'eqar: dir: Is a directory; -r packs the files in it' pack dir
 fails 'eqar: a.st: Not a directory' unpack -r a.st
 fails 'eqar: dir: no archive found' verify -r dir
 expect 1 "$EQAR" ls missing a.st.eqar
@@ -126,6 +126,10 @@ if [ -c /dev/full ]; then
 	check "ls to a full device" [ $got -eq 1 ]
 	says 'eqar: standard output: No space left on device'
 	got=0
+	"$EQAR" stat --json a.st.eqar >/dev/full 2>.err || got=$?
+	check "stat --json to a full device" [ $got -eq 1 ]
+	says 'eqar: standard output: No space left on device'
+	got=0
 	"$EQAR" unpack -c a.st.eqar >/dev/full 2>.err || got=$?
 	check "unpack -c to a full device" [ $got -eq 1 ]
 	says 'eqar: standard output: No space left on device'
@@ -143,6 +147,28 @@ expect 0 "$EQAR" pack -f --bits=8 other.st lossy.eqar
 says 'eqar: other.st: 8 bits were asked for, but the finest coding takes 6.*'
 expect 0 "$EQAR" pack -fq --bits=8 other.st lossy.eqar
 check "-q keeps quiet about it" [ ! -s .err ]
+
+# ---- an archive that is larger than the file ---------------------------------------------
+tiny=
+for i in 1 2 3 4 5 6 7 8 9; do
+	tiny="$tiny --tensor $i.bias:BF16:300"
+done
+# shellcheck disable=SC2086
+gen $tiny tiny.st
+expect 0 "$EQAR" pack --dry-run --json tiny.st
+says 'eqar: tiny.st: the archive would be larger than the file'
+mv .out .estimate
+expect 0 "$EQAR" pack --json tiny.st
+says 'eqar: tiny.st: the archive is larger than the file'
+check "both say so, and agree to 5%" "$EQFS_PYTHON" -c 'if 1:
+	import json
+	e, s = json.load(open(".estimate")), json.load(open(".out"))
+	assert e["larger"] is s["larger"] is True
+	assert abs(e["stored_size"] / s["stored_size"] - 1) < 0.05, (e, s)'
+expect 0 "$EQAR" pack -q -f tiny.st
+check "-q keeps quiet about that, too" [ ! -s .err ]
+expect 0 "$EQAR" pack --json -f a.st
+check "others are not" grep -q '"larger":false' .out
 
 # ---- a directory that cannot be written ---------------------------------------------
 mkdir ro

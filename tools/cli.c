@@ -58,10 +58,11 @@ int eq_cli_usage(const char *command)
 }
 
 static bool json_lost;          /* an object could not be printed */
+static int output_errno;        /* why something could not be written */
 
 int eq_cli_finish(int status)
 {
-	errno = 0;
+	errno = output_errno;
 	if (fflush(stdout) || ferror(stdout)) {
 		eq_cli_error("standard output: %s",
 			     strerror(errno ? errno : EIO));
@@ -241,7 +242,8 @@ int eq_cli_json_print(cJSON *obj)
 	}
 	puts(text);
 	/* Who reads along a pipe wants each file when it is done. */
-	fflush(stdout);
+	if (fflush(stdout) && !output_errno)
+		output_errno = errno;
 	cJSON_free(text);
 	return 0;
 }

@@ -138,6 +138,7 @@ static void report_json(const struct eq_pack *p, const char *in,
 	eq_cli_json_number(o, "logical_size", (double)s->size);
 	eq_cli_json_number(o, "stored_size", (double)s->stored);
 	eq_cli_json_number(o, "ratio", (double)s->stored / (double)s->size);
+	cJSON_AddBoolToObject(o, "larger", s->stored > s->size);
 	eq_cli_json_number(o, "tensors", (double)s->n_tensors);
 	eq_cli_json_number(o, "quantized_tensors", (double)s->n_quantised);
 	eq_cli_json_number(o, "quantized_params", (double)s->quant_params);
@@ -163,6 +164,14 @@ static void say_finest(const struct eq_pack *p, const char *in, const struct eq_
 			     policy->bits, bits);
 }
 
+/* As with many small tensors: a payload begins at a multiple of 4096. */
+static void say_larger(const struct eq_pack *p, const char *in, const struct eq_summary *s)
+{
+	if (s->stored > s->size && !p->common.quiet)
+		eq_cli_error("%s: the archive %s larger than the file", in,
+			     p->dry_run ? "would be" : "is");
+}
+
 void eq_pack_report(const struct eq_pack *p, struct eq_runner *r, const char *in,
 		    const struct eq_policy *policy, const struct eq_summary *s)
 {
@@ -172,6 +181,7 @@ void eq_pack_report(const struct eq_pack *p, struct eq_runner *r, const char *in
 
 	eq_cli_progress_clear(&r->progress);
 	say_finest(p, in, policy, s);
+	say_larger(p, in, s);
 	if (p->common.json) {
 		report_json(p, in, s);
 		return;
@@ -243,6 +253,8 @@ static int pack_file(const struct eq_pack *p, struct eq_runner *r,
 	fd = eq_input_open(AT_FDCWD, in, in, &st, &err);
 	if (fd < 0) {
 		rc = fd;
+		if (rc == -EISDIR)
+			eq_fail(&err, rc, "%s: %s; -r packs the files in it", in, eq_strerror(rc));
 		eq_runner_error(r, in, rc, &err);
 		goto out_policy;
 	}
