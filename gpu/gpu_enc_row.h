@@ -19,8 +19,8 @@
 #define EQ_ROW_BINS (EQ_ROW_WINDOW * EQ_ROW_OCTAVE)
 /* Bins a lane adds up, an odd number: then lanes are in different banks. */
 #define EQ_ROW_RUN (EQ_ROW_BINS / 32 + 1)
-/* Rows of float32 have fewer units: from here on the CPU rounds sums, since not all
- * bits of all octaves would fit. */
+/* Rows of float32 have fewer units: from here on not all bits of all octaves would fit
+ * into a sum. (The CPU has wider ones for the scales that count.) */
 #define EQ_ROW_F32_LIMIT 0x8000
 
 #define EQ_ROW_POINTS 64        /* coarse ones: half octaves of the range, and its end */
