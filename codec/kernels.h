@@ -101,9 +101,10 @@ const struct eq_kernels *eq_kernels_get(void);
 /* Fill in the scalar table, and override it; for cpu.c and the parity test. */
 void eq_kernels_init_c(struct eq_kernels *k);
 void eq_kernels_init_avx2(struct eq_kernels *k);
-/* The same with gathers, for processors that are fast at them. */
-void eq_kernels_init_avx2_gather(struct eq_kernels *k);
 void eq_kernels_init_avx512(struct eq_kernels *k);
+/* The same with gathers, or more of them, for processors that are fast at them. */
+void eq_kernels_init_avx2_gather(struct eq_kernels *k);
+void eq_kernels_init_avx512_gather(struct eq_kernels *k);
 void eq_kernels_init_neon(struct eq_kernels *k);
 
 /* Scalar parts, named so that others can use them for their tails. Units

@@ -62,11 +62,15 @@ INLINE __m128i load4(const uint32_t *slot, __m128i index)
 INLINE __m256i entries(const uint32_t *slot, __m256i x, const bool gather)
 {
 	__m256i i = _mm256_and_si256(x, _mm256_set1_epi32(4095));
+	__m256i all = _mm256_set1_epi32(-1);
 
-	if (gather) /* into zeros: else it waits for what was there before */
+	if (gather) {
+		/* Into zeros, or it waits for what was there before; gcc, if it knew
+		 * that the mask is full, would leave them out. */
+		__asm__("" : "+x"(all));
 		return _mm256_mask_i32gather_epi32(_mm256_setzero_si256(),
-						   (const int *)slot, i,
-						   _mm256_set1_epi32(-1), 4);
+						   (const int *)slot, i, all, 4);
+	}
 	return _mm256_set_m128i(load4(slot, _mm256_extracti128_si256(i, 1)),
 				load4(slot, _mm256_castsi256_si128(i)));
 }

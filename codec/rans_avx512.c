@@ -4,11 +4,11 @@
  * 16-bit halves, high and low, in the order of the lanes: renormalisation then
  * is one 16-bit expansion, and the multiplications are 16 bits wide.
  *
- * Tables of at most 64 symbols are searched in registers: a binary search for
- * the slot among the starts, all 32 lanes at once. That is as fast as loading
- * table entries where gathers are fast, faster for few symbols, and by far where
- * microcode against gather data sampling has made gathers slow. Larger tables
- * gather.
+ * There are two of each, and cpu.c measures which is the faster one here: one
+ * gathers table entries. The other one, for processors whose microcode against
+ * gather data sampling has made gathers slow, loads the encoder's entries one by
+ * one, and searches decoding tables of at most 64 symbols in registers: a binary
+ * search for the slot among the starts, all 32 lanes at once.
  */
 #include <immintrin.h>
 #include <string.h>
@@ -18,6 +18,17 @@
 
 #define INLINE static inline __attribute__((always_inline))
 #define LEVELS_MAX 6
+
+/* gcc gives a gather whose mask it knows to be full any destination, on which the
+ * processor then waits: hence the zero, and a mask that it does not know. */
+INLINE __m512i gather(const void *table, __m512i index, const int size)
+{
+	__mmask16 all = 0xffff;
+
+	__asm__("" : "+Yk"(all));
+	return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all, index,
+					   table, size);
+}
 
 /* ---- decoding -------------------------------------------------------------- */
 
@@ -61,41 +72,16 @@ INLINE void tree_init(struct tree *tree, const struct eq_table *t, const unsigne
 	tree->sym = _mm512_loadu_si512(t->sym);
 }
 
-/* gcc gives a gather without a mask an undefined destination, on which the
- * processor then waits: hence the zero. */
-INLINE __m512i gather(const uint32_t *table, __m512i index)
-{
-	return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), 0xffff, index,
-					   table, 4);
-}
-
 struct lanes {
 	__m512i high, low;
 	const uint16_t *next;
 };
 
-/*
- * The functions below make one step of 32 lanes in each of k decoders. Each
- * decoder waits for its own results most of the time, so every instruction is
- * written down for all of them before the next one.
- */
-#define EACH _Pragma("GCC unroll 4") for (unsigned i = 0; i < k; i++)
-
-/* Paths of the slots. Each decision is the sign of a difference, shifted into the
- * path: comparing into a mask would take three times as long. */
-INLINE void tree_find(const struct tree *tree, const __m512i *slot, __m512i *path,
-		      const unsigned levels, const unsigned k)
-{
-	__m512i at[4];
-
-	EACH path[i] = _mm512_srli_epi16(_mm512_sub_epi16(tree->root, slot[i]), 15);
-#pragma GCC unroll 5
-	for (unsigned d = 1; d < levels; d++) {
-		EACH at[i] = _mm512_permutexvar_epi16(path[i], tree->level[d - 1]);
-		EACH at[i] = _mm512_sub_epi16(at[i], slot[i]);
-		EACH path[i] = _mm512_shldi_epi16(path[i], at[i], 1);
-	}
-}
+/* What the slots of 32 lanes say: frequency * 16, slot - start, and symbols. */
+struct found {
+	__m512i freq16, offset;
+	__m512i sym;            /* in the high bytes; the path, when it was a search */
+};
 
 INLINE __m512i leaf(const __m512i table[2], __m512i path, const unsigned levels)
 {
@@ -103,73 +89,64 @@ INLINE __m512i leaf(const __m512i table[2], __m512i path, const unsigned levels)
 			     _mm512_permutex2var_epi16(table[0], path, table[1]);
 }
 
+/* Paths of the slots. Each decision is the sign of a difference, shifted into the
+ * path: comparing into a mask would take three times as long. */
+INLINE struct found search(const struct tree *tree, __m512i low, const unsigned levels)
+{
+	__m512i slot = _mm512_and_si512(low, _mm512_set1_epi16(4095));
+	__m512i path = _mm512_srli_epi16(_mm512_sub_epi16(tree->root, slot), 15);
+
+#pragma GCC unroll 5
+	for (unsigned d = 1; d < levels; d++) {
+		__m512i at = _mm512_permutexvar_epi16(path, tree->level[d - 1]);
+
+		path = _mm512_shldi_epi16(path, _mm512_sub_epi16(at, slot), 1);
+	}
+	return (struct found){ leaf(tree->freq16, path, levels),
+			       _mm512_sub_epi16(slot, leaf(tree->start, path, levels)),
+			       path };
+}
+
+/* Even lanes and odd lanes apart, then the halves of their entries together. */
+INLINE struct found look_up(const uint32_t *slot, __m512i low)
+{
+	const __m512i low12 = _mm512_set1_epi32(4095);
+	__m512i even = gather(slot, _mm512_and_si512(low, low12), 4);
+	__m512i odd = gather(slot, _mm512_and_si512(_mm512_srli_epi32(low, 16), low12), 4);
+	__m512i sym, rest, freq16;
+
+	/* symbol << 8 | frequency >> 4, frequency << 12 | offset */
+	odd = _mm512_rol_epi32(odd, 16);
+	sym = _mm512_shrdi_epi32(even, odd, 16);
+	rest = _mm512_mask_mov_epi16(even, 0xaaaaaaaa, odd);
+	freq16 = _mm512_and_si512(_mm512_shldi_epi16(sym, rest, 8),
+				  _mm512_set1_epi16((short)0xfff0));
+	return (struct found){ freq16, _mm512_and_si512(rest, _mm512_set1_epi16(4095)),
+			       sym };
+}
+
 /*
  * After the look-up: with x >> 12 = 16 high + (low >> 12) the new state is
  * freq * 16 * high + freq * (low >> 12) + slot - start, whose last three terms
  * fit 16 bits.
  */
-INLINE void advance(struct lanes *x, const __m512i *freq16, const __m512i *offset,
-		    const unsigned k)
+INLINE void advance(struct lanes *x, struct found f)
 {
 	const __m512i top4 = _mm512_set1_epi16((short)0xf000);
-	__m512i small[4], sum[4], high[4], words[4];
-	__mmask32 carry[4], low[4];
+	__m512i small = _mm512_add_epi16(
+		_mm512_mulhi_epu16(f.freq16, _mm512_and_si512(x->low, top4)), f.offset);
+	__m512i sum = _mm512_add_epi16(_mm512_mullo_epi16(f.freq16, x->high), small);
+	__m512i high = _mm512_mulhi_epu16(f.freq16, x->high);
+	__m512i words = _mm512_loadu_si512(x->next);
+	__mmask32 carry = _mm512_cmplt_epu16_mask(sum, small);
+	__mmask32 low = _kandn_mask32(carry, _mm512_testn_epi16_mask(high, high));
 
-	EACH small[i] = _mm512_mulhi_epu16(freq16[i],
-					   _mm512_and_si512(x[i].low, top4));
-	EACH sum[i] = _mm512_mullo_epi16(freq16[i], x[i].high);
-	EACH high[i] = _mm512_mulhi_epu16(freq16[i], x[i].high);
-	EACH small[i] = _mm512_add_epi16(small[i], offset[i]);
-	EACH sum[i] = _mm512_add_epi16(sum[i], small[i]);
-	EACH carry[i] = _mm512_cmplt_epu16_mask(sum[i], small[i]);
-	EACH low[i] = _mm512_testn_epi16_mask(high[i], high[i]);
-	EACH high[i] = _mm512_mask_add_epi16(high[i], carry[i], high[i],
-					     _mm512_set1_epi16(1));
-	EACH {
-		words[i] = _mm512_loadu_si512(x[i].next);
-		/* Loaded here, not by the expansion that waits for the mask. */
-		__asm__("" : "+v"(words[i]));
-	}
-	EACH low[i] = _kandn_mask32(carry[i], low[i]); /* < 65536 */
-	EACH x[i].high = _mm512_mask_mov_epi16(high[i], low[i], sum[i]);
-	EACH x[i].low = _mm512_mask_expand_epi16(sum[i], low[i], words[i]);
-	EACH x[i].next += __builtin_popcount(low[i]);
-}
-
-/* A step by searching; gives the paths. */
-INLINE void step_search(struct lanes *x, const struct tree *tree, __m512i *path,
-			const unsigned levels, const unsigned k)
-{
-	__m512i slot[4], freq16[4], offset[4];
-
-	EACH slot[i] = _mm512_and_si512(x[i].low, _mm512_set1_epi16(4095));
-	tree_find(tree, slot, path, levels, k);
-	EACH freq16[i] = leaf(tree->freq16, path[i], levels);
-	EACH offset[i] = _mm512_sub_epi16(slot[i], leaf(tree->start, path[i], levels));
-	advance(x, freq16, offset, k);
-}
-
-/* A step by gathering; gives the symbols in the high bytes. Even lanes and odd
- * ones apart, then the halves of their entries together. */
-INLINE void step_gather(struct lanes *x, const uint32_t *slot, __m512i *sym,
-			const unsigned k)
-{
-	const __m512i low12 = _mm512_set1_epi32(4095);
-	const __m512i even = _mm512_set1_epi32(0xffff);
-	__m512i a[4], b[4], freq16[4], offset[4];
-
-	EACH a[i] = gather(slot, _mm512_and_si512(x[i].low, low12));
-	EACH b[i] = gather(slot, _mm512_and_si512(_mm512_srli_epi32(x[i].low, 16),
-						  low12));
-	/* even ? a : b; symbol << 8 | frequency >> 4, frequency << 12 | offset */
-	EACH sym[i] = _mm512_ternarylogic_epi32(even, _mm512_srli_epi32(a[i], 16), b[i],
-						0xca);
-	EACH offset[i] = _mm512_ternarylogic_epi32(even, a[i], _mm512_slli_epi32(b[i], 16),
-						   0xca);
-	EACH freq16[i] = _mm512_and_si512(_mm512_shldi_epi16(sym[i], offset[i], 8),
-					  _mm512_set1_epi16((short)0xfff0));
-	EACH offset[i] = _mm512_and_si512(offset[i], _mm512_set1_epi16(4095));
-	advance(x, freq16, offset, k);
+	/* Loaded here, not by the expansion that waits for the mask. */
+	__asm__("" : "+v"(words));
+	high = _mm512_mask_add_epi16(high, carry, high, _mm512_set1_epi16(1));
+	x->high = _mm512_mask_mov_epi16(high, low, sum);
+	x->low = _mm512_mask_expand_epi16(sum, low, words);
+	x->next += __builtin_popcount(low);
 }
 
 /* Two pairs of steps' symbols, in the order of the lanes -> 128 bytes. */
@@ -213,8 +190,23 @@ INLINE void lanes_store(const struct lanes *x, struct eq_rans_dec *d)
 	d->next = x->next;
 }
 
-/* k decoders of one table side by side, k and levels constants; levels 0: by
- * gathering. */
+/* The symbols of two steps, or paths to them, in a pair of bytes. */
+INLINE __m512i pair_of(__m512i first, __m512i second, const unsigned levels)
+{
+	if (levels)
+		return _mm512_or_si512(first, _mm512_slli_epi16(second, 8));
+	return _mm512_mask_mov_epi8(_mm512_srli_epi16(first, 8), 0xaaaaaaaaaaaaaaaa,
+				    second);
+}
+
+/*
+ * k decoders of one table side by side, k and levels constants; levels 0: by
+ * gathering. Each waits for its own results most of the time, so they take turns,
+ * by whole steps: if each operation is written down for all of them before the
+ * next one, they all want the same port or the loads at the same time.
+ */
+#define EACH _Pragma("GCC unroll 4") for (unsigned i = 0; i < k; i++)
+
 INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 		     size_t groups, const unsigned k, const unsigned levels)
 {
@@ -226,31 +218,24 @@ INLINE void decode_k(struct eq_rans_dec *const *dec, uint8_t *const *out,
 		tree_init(&tree, dec[0]->table, levels);
 	EACH lanes_load(&x[i], dec[i]);
 	for (size_t g = 0; g < groups; g++) {
-		__m512i pair[2][4], o[2];
+		__m512i sym[4][4], o[2];
 
 #pragma GCC unroll 4
 		for (unsigned t = 0; t < 4; t++) {
-			__m512i s[4];
+			EACH {
+				struct found f = levels ? search(&tree, x[i].low, levels) :
+							  look_up(slot, x[i].low);
 
-			if (levels)
-				step_search(x, &tree, s, levels, k);
-			else
-				step_gather(x, slot, s, k);
-			/* The symbols of two steps in a pair of bytes. */
-			if (t % 2 == 0)
-				EACH pair[t / 2][i] = levels ? s[i] :
-					_mm512_srli_epi16(s[i], 8);
-			else if (levels)
-				EACH pair[t / 2][i] = _mm512_or_si512(
-					pair[t / 2][i], _mm512_slli_epi16(s[i], 8));
-			else
-				EACH pair[t / 2][i] = _mm512_mask_mov_epi8(
-					pair[t / 2][i], 0xaaaaaaaaaaaaaaaa, s[i]);
+				sym[t][i] = f.sym;
+				if (t % 2)
+					sym[t][i] = pair_of(sym[t - 1][i], f.sym, levels);
+				advance(&x[i], f);
+			}
 		}
 		EACH {
 			uint8_t *to = out[i] + g * EQ_GROUP;
 
-			collect(pair[0][i], pair[1][i], o);
+			collect(sym[1][i], sym[3][i], o);
 			if (levels) {
 				o[0] = _mm512_permutexvar_epi8(o[0], tree.sym);
 				o[1] = _mm512_permutexvar_epi8(o[1], tree.sym);
@@ -284,20 +269,27 @@ EQ_DECODE(4)
 EQ_DECODE(5)
 EQ_DECODE(6)
 
+/* How many decoders from the first on have its table. */
+static unsigned same_table(struct eq_rans_dec *const *dec, unsigned k)
+{
+	unsigned n = 1;
+
+	while (n < k && dec[n]->table == dec[0]->table)
+		n++;
+	return n;
+}
+
 static void rans_decode_avx512(struct eq_rans_dec *const *dec,
 			       uint8_t *const *out, unsigned k, size_t groups)
 {
 	while (k) {
-		const struct eq_table *table = dec[0]->table;
-		unsigned n = 1;
+		unsigned n = same_table(dec, k);
 
-		while (n < k && dec[n]->table == table)
-			n++;
-		if (table->n_syms <= 16)
+		if (dec[0]->table->n_syms <= 16)
 			decode4(dec, out, n, groups);
-		else if (table->n_syms <= 32)
+		else if (dec[0]->table->n_syms <= 32)
 			decode5(dec, out, n, groups);
-		else if (table->n_syms <= 64)
+		else if (dec[0]->table->n_syms <= 64)
 			decode6(dec, out, n, groups);
 		else
 			decode0(dec, out, n, groups);
@@ -307,17 +299,20 @@ static void rans_decode_avx512(struct eq_rans_dec *const *dec,
 	}
 }
 
-/* ---- encoding -------------------------------------------------------------- */
-
-/* High 32 bits of the products of 32-bit lanes. */
-INLINE __m512i mulhi(__m512i a, __m512i b)
+static void rans_decode_avx512_gather(struct eq_rans_dec *const *dec,
+				      uint8_t *const *out, unsigned k, size_t groups)
 {
-	__m512i even = _mm512_mul_epu32(a, b);
-	__m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32),
-				       _mm512_srli_epi64(b, 32));
+	while (k) {
+		unsigned n = same_table(dec, k);
 
-	return _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+		decode0(dec, out, n, groups);
+		dec += n;
+		out += n;
+		k -= n;
+	}
 }
+
+/* ---- encoding -------------------------------------------------------------- */
 
 /* The table entries of a group, step after step. Two lanes at a time, since
  * stores go in pairs to a cache line; no gather for the same reason as above. */
@@ -343,51 +338,62 @@ INLINE void group_entries(const struct eq_rans_enc *enc, const uint8_t *sym,
 	}
 }
 
-/* One step of 16 lanes. The words go below `top`, in the order of the lanes. */
-INLINE __m512i encode_step(__m512i x, __m512i rcp, __m512i fs, uint16_t **top)
+/* 16 lanes without the words that they had to give away, and the symbols: floor((2^32 -
+ * 1) / frequency), and frequency | start << 16. */
+INLINE __m512i encode_16(__m512i x, __m512i rcp, __m512i fs)
 {
 	__m512i f = _mm512_and_si512(fs, _mm512_set1_epi32(0xffff));
-	__mmask16 emit = _mm512_cmpge_epu32_mask(x, _mm512_slli_epi32(f, 20));
-	unsigned n = (unsigned)__builtin_popcount(emit);
-	__m512i q, r;
+	/* The quotients, or one less: high halves of products. */
+	__m512i even = _mm512_mul_epu32(x, rcp);
+	__m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(x, 32), _mm512_srli_epi64(rcp, 32));
+	__m512i q = _mm512_mask_mov_epi32(_mm512_srli_epi64(even, 32), 0xaaaa, odd);
+	__m512i product = _mm512_mullo_epi32(q, f), y;
 	__mmask16 more;
 
-	*top -= n;
-	_mm256_mask_storeu_epi16(
-		*top, (__mmask16)_bzhi_u32(0xffff, n),
-		_mm512_cvtepi32_epi16(_mm512_maskz_compress_epi32(emit, x)));
-	x = _mm512_mask_srli_epi32(x, emit, x, 16);
-	q = mulhi(x, rcp);
-	r = _mm512_sub_epi32(x, _mm512_mullo_epi32(q, f));
-	more = _mm512_cmpge_epu32_mask(r, f);
-	q = _mm512_mask_add_epi32(q, more, q, _mm512_set1_epi32(1));
-	r = _mm512_mask_sub_epi32(r, more, r, f);
-	return _mm512_add_epi32(
-		_mm512_add_epi32(_mm512_slli_epi32(q, 12), r),
-		_mm512_srli_epi32(fs, 16));
+	/* x / f * 4096 + x % f + start; once more 4096 - f where q was one less. */
+	y = _mm512_add_epi32(_mm512_add_epi32(x, _mm512_srli_epi32(fs, 16)),
+			     _mm512_slli_epi32(q, 12));
+	y = _mm512_sub_epi32(y, product);
+	more = _mm512_cmpge_epu32_mask(_mm512_sub_epi32(x, product), f);
+	return _mm512_mask_add_epi32(y, more, y,
+				     _mm512_sub_epi32(_mm512_set1_epi32(4096), f));
 }
 
-/* The same with 16 entries of the table as they are in memory. */
-INLINE __m512i encode_entries(__m512i x, const uint64_t *entry, uint16_t **top,
-			      __mmask16 *absent)
+/* Which of 16 lanes have a word to give away: x >= f << 20. */
+INLINE __mmask16 due(__m512i x, __m512i fs)
+{
+	return _mm512_cmpge_epu32_mask(x, _mm512_slli_epi32(fs, 20));
+}
+
+/* One step of 32 lanes. The words go below `top`, in the order of the lanes. */
+INLINE uint16_t *encode_step(__m512i x[2], const __m512i rcp[2], const __m512i fs[2],
+			     uint16_t *top)
+{
+	const __m512i low = _mm512_set_epi64(
+		0x3e003c003a0038, 0x36003400320030, 0x2e002c002a0028, 0x26002400220020,
+		0x1e001c001a0018, 0x16001400120010, 0x0e000c000a0008, 0x06000400020000);
+	__mmask16 due0 = due(x[0], fs[0]), due1 = due(x[1], fs[1]);
+	__mmask32 both = _mm512_kunpackw(due1, due0);
+	unsigned n = (unsigned)__builtin_popcount(both);
+
+	_mm512_mask_storeu_epi16(top - n, _bzhi_u32(~0u, n),
+				 _mm512_maskz_compress_epi16(
+					 both, _mm512_permutex2var_epi16(x[0], low, x[1])));
+	x[0] = encode_16(_mm512_mask_srli_epi32(x[0], due0, x[0], 16), rcp[0], fs[0]);
+	x[1] = encode_16(_mm512_mask_srli_epi32(x[1], due1, x[1], 16), rcp[1], fs[1]);
+	return top - n;
+}
+
+static uint16_t *encode_load(const struct eq_rans_enc *enc, uint32_t state[32],
+			    const uint8_t *sym, size_t groups, uint16_t *top)
 {
 	const __m512i evens = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14,
 					       12, 10, 8, 6, 4, 2, 0);
 	const __m512i odds = _mm512_add_epi32(evens, _mm512_set1_epi32(1));
-	__m512i a = _mm512_load_si512(entry), b = _mm512_load_si512(entry + 8);
-	__m512i fs = _mm512_permutex2var_epi32(a, odds, b);
-
-	*absent |= _mm512_testn_epi32_mask(fs, fs);
-	return encode_step(x, _mm512_permutex2var_epi32(a, evens, b), fs, top);
-}
-
-static uint16_t *encode_any(const struct eq_rans_enc *enc, uint32_t x[32],
-			    const uint8_t *sym, size_t groups, uint16_t *top)
-{
 	/* Two groups' worth: entries are read a while after they are written. */
 	uint64_t entry[2][4][EQ_LANES] __attribute__((aligned(64)));
-	__m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16);
-	__mmask16 absent = 0;
+	__m512i x[2] = { _mm512_loadu_si512(state), _mm512_loadu_si512(state + 16) };
+	__m512i least = _mm512_set1_epi32(-1);
 
 	if (groups)
 		group_entries(enc, sym + (groups - 1) * EQ_GROUP, entry[groups & 1]);
@@ -399,15 +405,53 @@ static uint16_t *encode_any(const struct eq_rans_enc *enc, uint32_t x[32],
 				      entry[~groups & 1]);
 #pragma GCC unroll 4
 		for (unsigned t = 4; t-- > 0;) {
-			x1 = encode_entries(x1, e[t] + 16, &top, &absent);
-			x0 = encode_entries(x0, e[t], &top, &absent);
+			__m512i rcp[2], fs[2];
+
+			for (unsigned i = 0; i < 2; i++) {
+				__m512i a = _mm512_load_si512(e[t] + 16 * i);
+				__m512i b = _mm512_load_si512(e[t] + 16 * i + 8);
+
+				rcp[i] = _mm512_permutex2var_epi32(a, evens, b);
+				fs[i] = _mm512_permutex2var_epi32(a, odds, b);
+				least = _mm512_min_epu32(least, fs[i]);
+			}
+			top = encode_step(x, rcp, fs, top);
 		}
 	}
-	_mm512_storeu_si512(x, x0);
-	_mm512_storeu_si512(x + 16, x1);
-	return absent ? NULL : top;
+	_mm512_storeu_si512(state, x[0]);
+	_mm512_storeu_si512(state + 16, x[1]);
+	return _mm512_testn_epi32_mask(least, least) ? NULL : top;
 }
 
+static uint16_t *encode_gather(const struct eq_rans_enc *enc, uint32_t state[32],
+			    const uint8_t *sym, size_t groups, uint16_t *top)
+{
+	__m512i x[2] = { _mm512_loadu_si512(state), _mm512_loadu_si512(state + 16) };
+	__m512i least = _mm512_set1_epi32(-1);
+	const char *high = (const char *)enc->entry + 4;
+
+	for (sym += groups * EQ_GROUP; groups; groups--) {
+		sym -= EQ_GROUP;
+#pragma GCC unroll 4
+		for (unsigned t = 4; t-- > 0;) {
+			__m512i rcp[2], fs[2];
+
+			for (unsigned i = 0; i < 2; i++) {
+				__m512i s = _mm512_srli_epi32(
+					_mm512_loadu_si512(sym + 64 * i), 8 * t);
+
+				s = _mm512_and_si512(s, _mm512_set1_epi32(255));
+				rcp[i] = gather(enc->entry, s, 8);
+				fs[i] = gather(high, s, 8);
+				least = _mm512_min_epu32(least, fs[i]);
+			}
+			top = encode_step(x, rcp, fs, top);
+		}
+	}
+	_mm512_storeu_si512(state, x[0]);
+	_mm512_storeu_si512(state + 16, x[1]);
+	return _mm512_testn_epi32_mask(least, least) ? NULL : top;
+}
 /* A table of at most 32 symbols fits registers. */
 struct small_enc {
 	uint8_t index[256];     /* bit 7: not in the table */
@@ -441,10 +485,10 @@ INLINE __m512i lookup8(const __m512i table[4], __m512i v)
 				    _mm512_permutex2var_epi8(table[2], v, table[3]));
 }
 
-static uint16_t *encode_small(const struct small_enc *enc, uint32_t x[32],
+static uint16_t *encode_small(const struct small_enc *enc, uint32_t state[32],
 			      const uint8_t *sym, size_t groups, uint16_t *top)
 {
-	__m512i x0 = _mm512_loadu_si512(x), x1 = _mm512_loadu_si512(x + 16);
+	__m512i x[2] = { _mm512_loadu_si512(state), _mm512_loadu_si512(state + 16) };
 	__m512i table[4], rcp[2], fs[2], seen = _mm512_setzero_si512();
 
 	for (unsigned i = 0; i < 4; i++)
@@ -454,26 +498,29 @@ static uint16_t *encode_small(const struct small_enc *enc, uint32_t x[32],
 		fs[i] = _mm512_loadu_si512(enc->fs + 16 * i);
 	}
 	for (sym += groups * EQ_GROUP; groups; groups--) {
-		__m512i s0, s1;
+		__m512i s[2];
 
 		sym -= EQ_GROUP;
-		s0 = lookup8(table, _mm512_loadu_si512(sym));
-		s1 = lookup8(table, _mm512_loadu_si512(sym + 64));
-		seen = _mm512_or_si512(seen, _mm512_or_si512(s0, s1));
+		for (unsigned i = 0; i < 2; i++) {
+			s[i] = lookup8(table, _mm512_loadu_si512(sym + 64 * i));
+			seen = _mm512_or_si512(seen, s[i]);
+		}
 #pragma GCC unroll 4
 		for (unsigned t = 4; t-- > 0;) {
-			/* The permutations look at five bits only. */
-			__m512i i0 = _mm512_srli_epi32(s0, 8 * t);
-			__m512i i1 = _mm512_srli_epi32(s1, 8 * t);
+			__m512i r[2], e[2];
 
-			x1 = encode_step(x1, _mm512_permutex2var_epi32(rcp[0], i1, rcp[1]),
-					 _mm512_permutex2var_epi32(fs[0], i1, fs[1]), &top);
-			x0 = encode_step(x0, _mm512_permutex2var_epi32(rcp[0], i0, rcp[1]),
-					 _mm512_permutex2var_epi32(fs[0], i0, fs[1]), &top);
+			for (unsigned i = 0; i < 2; i++) {
+				/* The permutations look at five bits only. */
+				__m512i at = _mm512_srli_epi32(s[i], 8 * t);
+
+				r[i] = _mm512_permutex2var_epi32(rcp[0], at, rcp[1]);
+				e[i] = _mm512_permutex2var_epi32(fs[0], at, fs[1]);
+			}
+			top = encode_step(x, r, e, top);
 		}
 	}
-	_mm512_storeu_si512(x, x0);
-	_mm512_storeu_si512(x + 16, x1);
+	_mm512_storeu_si512(state, x[0]);
+	_mm512_storeu_si512(state + 16, x[1]);
 	return _mm512_movepi8_mask(seen) ? NULL : top;
 }
 
@@ -484,7 +531,17 @@ static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32
 	struct small_enc small;
 
 	return small_init(&small, enc) ? encode_small(&small, x, sym, groups, top) :
-					 encode_any(enc, x, sym, groups, top);
+					 encode_load(enc, x, sym, groups, top);
+}
+
+static uint16_t *rans_encode_avx512_gather(const struct eq_rans_enc *enc, uint32_t x[32],
+					   const uint8_t *sym, size_t groups,
+					   uint16_t *top)
+{
+	struct small_enc small;
+
+	return small_init(&small, enc) ? encode_small(&small, x, sym, groups, top) :
+					 encode_gather(enc, x, sym, groups, top);
 }
 
 void eq_kernels_init_avx512(struct eq_kernels *k)
@@ -494,4 +551,11 @@ void eq_kernels_init_avx512(struct eq_kernels *k)
 	k->rans_decode = rans_decode_avx512;
 	k->rans_encode = rans_encode_avx512;
 	eq_split_init_avx512(k);
+}
+
+void eq_kernels_init_avx512_gather(struct eq_kernels *k)
+{
+	eq_kernels_init_avx512(k);
+	k->rans_decode = rans_decode_avx512_gather;
+	k->rans_encode = rans_encode_avx512_gather;
 }

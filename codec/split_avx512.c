@@ -30,12 +30,12 @@ INLINE size_t part_of(size_t n, size_t at)
 
 INLINE __m512i rotl16(__m512i v)
 {
-	return _mm512_or_si512(_mm512_slli_epi16(v, 1), _mm512_srli_epi16(v, 15));
+	return _mm512_shldi_epi16(v, v, 1);
 }
 
 INLINE __m512i rotr16(__m512i v)
 {
-	return _mm512_or_si512(_mm512_srli_epi16(v, 1), _mm512_slli_epi16(v, 15));
+	return _mm512_shldi_epi16(v, v, 15);
 }
 
 INLINE __m512i broadcast16(const void *p)
@@ -43,15 +43,19 @@ INLINE __m512i broadcast16(const void *p)
 	return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)p));
 }
 
+/* The order in which unpacking bytes, low and high, gives them in order. */
+INLINE __m512i to_unpack(__m512i v)
+{
+	return _mm512_permutexvar_epi64(_mm512_set_epi64(7, 3, 6, 2, 5, 1, 4, 0), v);
+}
+
 /* Bytes a[i] b[i] alternating: 64 pairs in two vectors, in order. */
 INLINE void interleave8(__m512i a, __m512i b, __m512i out[2])
 {
-	const __m512i first = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0);
-	const __m512i second = _mm512_set_epi64(15, 14, 7, 6, 13, 12, 5, 4);
-	__m512i lo = _mm512_unpacklo_epi8(a, b), hi = _mm512_unpackhi_epi8(a, b);
-
-	out[0] = _mm512_permutex2var_epi64(lo, first, hi);
-	out[1] = _mm512_permutex2var_epi64(lo, second, hi);
+	a = to_unpack(a);
+	b = to_unpack(b);
+	out[0] = _mm512_unpacklo_epi8(a, b);
+	out[1] = _mm512_unpackhi_epi8(a, b);
 }
 
 /* The same for 16-bit and 32-bit elements. */
@@ -219,14 +223,13 @@ INLINE size_t count_15(__m512i a, __m512i b)
 	       (size_t)__builtin_popcountll(_mm512_cmpeq_epi8_mask(b, escape));
 }
 
-/* A block's nibbles: the first half of it, and the second. */
-INLINE size_t load_nibbles(const uint8_t *pair, __m512i n[2])
+/* The nibbles of a block's pairs: of the first half of it, and of the second. */
+INLINE size_t nibbles(__m512i pair, __m512i n[2])
 {
 	const __m512i low4 = _mm512_set1_epi8(15);
-	__m512i v = _mm512_loadu_si512(pair);
 
-	n[0] = _mm512_and_si512(v, low4);
-	n[1] = _mm512_and_si512(_mm512_srli_epi16(v, 4), low4);
+	n[0] = _mm512_and_si512(pair, low4);
+	n[1] = _mm512_and_si512(_mm512_srli_epi16(pair, 4), low4);
 	return count_15(n[0], n[1]);
 }
 
@@ -238,7 +241,7 @@ static size_t pair_expand_avx512(const uint8_t *pair, size_t blocks,
 	__m512i n[2];
 
 	for (; blocks; blocks--, pair += 64, out += 128) {
-		escapes += load_nibbles(pair, n);
+		escapes += nibbles(_mm512_loadu_si512(pair), n);
 		_mm512_storeu_si512(out, _mm512_shuffle_epi8(lut, n[0]));
 		_mm512_storeu_si512(out + 64, _mm512_shuffle_epi8(lut, n[1]));
 	}
@@ -255,10 +258,13 @@ static size_t pair_merge16_avx512(const uint8_t *pair, size_t blocks,
 	__m512i n[2], v[2];
 
 	for (; blocks; blocks--, pair += 64, low += 128, out += 256) {
-		escapes += load_nibbles(pair, n);
+		escapes += nibbles(to_unpack(_mm512_loadu_si512(pair)), n);
 		for (unsigned h = 0; h < 2; h++) {
-			interleave8(_mm512_loadu_si512(low + 64 * h),
-				    _mm512_shuffle_epi8(lut, n[h]), v);
+			__m512i a = to_unpack(_mm512_loadu_si512(low + 64 * h));
+			__m512i b = _mm512_shuffle_epi8(lut, n[h]);
+
+			v[0] = _mm512_unpacklo_epi8(a, b);
+			v[1] = _mm512_unpackhi_epi8(a, b);
 			for (unsigned i = 0; i < 2; i++)
 				_mm512_storeu_si512(out + 128 * h + 64 * i,
 						    rotate ? rotr16(v[i]) : v[i]);
@@ -270,21 +276,24 @@ static size_t pair_merge16_avx512(const uint8_t *pair, size_t blocks,
 static size_t pair_map16_avx512(const uint8_t *pair, size_t blocks,
 				const uint16_t lut[16], void *out)
 {
-	const __m256i l = _mm256_loadu_si256((const __m256i *)(const void *)lut);
-	const __m512i low = _mm512_broadcast_i32x4(_mm256_cvtepi16_epi8(l));
-	const __m512i high = _mm512_broadcast_i32x4(
-		_mm256_cvtepi16_epi8(_mm256_srli_epi16(l, 8)));
+	/* Twice, since a permutation looks at five bits. */
+	const __m512i table = _mm512_broadcast_i64x4(
+		_mm256_loadu_si256((const __m256i *)(const void *)lut));
 	size_t escapes = 0;
 	uint8_t *o = out;
-	__m512i n[2], v[2];
+	__m512i n[2];
 
 	for (; blocks; blocks--, pair += 64, o += 256) {
-		escapes += load_nibbles(pair, n);
-		for (unsigned h = 0; h < 2; h++) {
-			interleave8(_mm512_shuffle_epi8(low, n[h]),
-				    _mm512_shuffle_epi8(high, n[h]), v);
-			_mm512_storeu_si512(o + 128 * h, v[0]);
-			_mm512_storeu_si512(o + 128 * h + 64, v[1]);
+		escapes += nibbles(_mm512_loadu_si512(pair), n);
+		for (unsigned i = 0; i < 2; i++) {
+			__m512i w = _mm512_cvtepu8_epi16(_mm256_loadu_si256(
+				(const __m256i *)(const void *)(pair + 32 * i)));
+
+			_mm512_storeu_si512(o + 64 * i,
+					    _mm512_permutexvar_epi16(w, table));
+			w = _mm512_srli_epi16(w, 4);
+			_mm512_storeu_si512(o + 128 + 64 * i,
+					    _mm512_permutexvar_epi16(w, table));
 		}
 	}
 	return escapes;
@@ -358,11 +367,19 @@ static void lut_f16_avx512(const float value[256], float scale, uint16_t lut[256
 						_MM_FROUND_NO_EXC));
 }
 
-/* A look-up a byte of the unit: low bytes and high bytes of the table apart. */
+/* The entries of -32 to 31 of a table in four vectors: found by a byte's low six bits. */
+INLINE __m512i near(const __m512i table[4])
+{
+	return _mm512_mask_mov_epi8(table[0], 0xffffffff00000000, table[3]);
+}
+
+/* A look-up a byte of the unit: low bytes and high bytes of the table apart. Most
+ * symbols are small numbers. */
 static void map16_avx512(const uint8_t *sym, size_t n, const uint16_t lut[256],
 			 void *out)
 {
-	__m512i low[4], high[4], v[2];
+	const __m512i half = _mm512_set1_epi8(32), far = _mm512_set1_epi8((char)0xc0);
+	__m512i low[4], high[4], near_low, near_high, v[2];
 	uint8_t *o = out;
 
 	for (unsigned i = 0; i < 4; i++) {
@@ -377,11 +394,17 @@ static void map16_avx512(const uint8_t *sym, size_t n, const uint16_t lut[256],
 				_mm512_cvtepi16_epi8(_mm512_srli_epi16(a, 8))),
 			_mm512_cvtepi16_epi8(_mm512_srli_epi16(b, 8)), 1);
 	}
+	near_low = near(low);
+	near_high = near(high);
 	for (size_t i = 0; i < n; i += 64, o += 128) {
 		size_t left = n - i < 64 ? n - i : 64;
 		__m512i s = load_n(sym + i, left);
 
-		interleave8(lookup8(low, s), lookup8(high, s), v);
+		if (_mm512_test_epi8_mask(_mm512_add_epi8(s, half), far))
+			interleave8(lookup8(low, s), lookup8(high, s), v);
+		else
+			interleave8(_mm512_permutexvar_epi8(s, near_low),
+				    _mm512_permutexvar_epi8(s, near_high), v);
 		store_n(o, 2 * left, v[0]);
 		if (left > 32)
 			store_n(o + 64, 2 * left - 64, v[1]);

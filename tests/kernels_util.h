@@ -6,7 +6,7 @@
 #include "cpu.h"
 #include "kernels.h"
 
-#define KERNELS_MAX 5
+#define KERNELS_MAX 6
 
 struct named_kernels {
 	const char *name;
@@ -31,8 +31,10 @@ static inline unsigned all_kernels(struct named_kernels t[KERNELS_MAX])
 #endif
 #ifdef HAVE_AVX512
 	if (flags & EQ_CPU_AVX512) {
-		t[n].name = "avx512";
+		t[n].name = "avx512, searches";
 		eq_kernels_init_avx512(&t[n++].k);
+		t[n].name = "avx512, gathers";
+		eq_kernels_init_avx512_gather(&t[n++].k);
 	}
 #endif
 #ifdef HAVE_NEON
