@@ -45,7 +45,7 @@ struct search {
 	struct candidate best;
 	unsigned n_points;
 	struct eq_row_point point[POINTS + 1];
-	struct interval list[2][POINTS / 2 + 2];        /* of two scales or more, disjoint */
+	struct interval list[2][POINTS + 2];    /* disjoint; all may be worth it where costs tie */
 };
 
 /* Keep the best scale; among equals the greater is better. */

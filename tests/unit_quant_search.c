@@ -253,6 +253,27 @@ static void test_hints(void **state)
 				check_hints(dtypes[d], formats[f], means[i]);
 }
 
+/* A row of one unit: all scales of which it is an outlier cost the same, and of these
+ * the greatest is chosen. */
+static void test_ties(void **state)
+{
+	const uint64_t k = 1 << 16;
+	const float x = 1.0000123f;
+
+	(void)state;
+	for (int d = 0; d < 3; d++) {
+		struct matrix m;
+
+		matrix_make(&m, dtypes[d], 1, k, GAUSS, 0);
+		for (uint64_t i = 0; i < k; i++)
+			matrix_set(&m, i, i == 777 ? x : 0);
+		assert_int_equal(eq_quant_search(&m.t, EQ_Q_INT8, 1e-30, x, k, NULL, m.scale), 0);
+		/* else it is the scale itself */
+		assert_int_equal(m.scale[0], dtypes[d] == EQ_F32 ? 0x3c00 : 0x3f80);
+		matrix_free(&m);
+	}
+}
+
 /* int8: a few huge units are kept, they do not set the scale of their row. */
 static void test_int8_outliers(void **state)
 {
@@ -450,6 +471,7 @@ int main(void)
 		cmocka_unit_test(test_search),
 		cmocka_unit_test(test_every_scale),
 		cmocka_unit_test(test_hints),
+		cmocka_unit_test(test_ties),
 		cmocka_unit_test(test_int8_outliers),
 		cmocka_unit_test(test_gauss),
 		cmocka_unit_test(test_sample_rows),
