@@ -90,8 +90,11 @@ static void swap_leave(void *arg, bool swapped)
 {
 	struct job *j = arg;
 
-	if (swapped)
+	if (swapped) {
 		j->same = eq_become_archive(j->c->fs, j->node, j->parent, j->name);
+		/* Whoever opens it for writing from here on makes it dirty again. */
+		eq_dirty_clear(j->c->fs, j->node, NULL, NULL);
+	}
 	j->swapped = swapped;
 	pthread_rwlock_unlock(&j->c->fs->names);
 }
@@ -120,6 +123,27 @@ static bool in_place(struct eq_fs *fs, struct eq_node *n)
 	return is;
 }
 
+/* It changed or moved: from the beginning, unless its next writer or unlink has taken
+ * care of it. */
+static void put_off(struct job *j)
+{
+	struct eq_fs *fs = j->c->fs;
+
+	eq_count(&fs->stats.put_off, 1);
+	if (!j->c->stop && in_place(fs, j->node))
+		eq_dirty_offer(fs, j->node,
+			       fs->m->settle > RETRY_SECONDS ? fs->m->settle : RETRY_SECONDS);
+}
+
+/* It stays plain, for this reason or none; false: it is another file by now. */
+static bool stays_plain(struct job *j, const char *why)
+{
+	if (eq_dirty_clear(j->c->fs, j->node, &j->changes, why))
+		return true;
+	put_off(j);
+	return false;
+}
+
 /* What to do with a file that was not encoded. */
 static void not_encoded(struct job *j, int rc, const char *text)
 {
@@ -136,16 +160,11 @@ static void not_encoded(struct job *j, int rc, const char *text)
 	case -ECANCELED:
 	case -EBUSY:
 	case -ENOENT:
-		/* It changed or moved: from the beginning, unless its next writer
-		 * or unlink has taken care of it. */
-		eq_count(&fs->stats.put_off, 1);
-		if (!j->c->stop && in_place(fs, j->node))
-			eq_dirty_offer(fs, j->node, fs->m->settle > RETRY_SECONDS ?
-						    fs->m->settle : RETRY_SECONDS);
+		put_off(j);
 		return;
 	case EQ_ENOTST:
-		eq_count(&fs->stats.skipped, 1);
-		eq_dirty_clear(fs, j->node, NULL);
+		if (stays_plain(j, NULL))
+			eq_count(&fs->stats.skipped, 1);
 		return;
 	case -EMLINK: /* until the other links are gone */
 		eq_count(&fs->stats.skipped, 1);
@@ -159,15 +178,17 @@ static void not_encoded(struct job *j, int rc, const char *text)
 		why = "the archive would not be smaller";
 		/* fall through */
 	case EQ_EHOLES:
+		if (!stays_plain(j, why))
+			return;
 		eq_count(&fs->stats.skipped, 1);
-		eq_dirty_clear(fs, j->node, why);
 		eq_log(&fs->log, EQ_LOG_INFO, "not encoded: %s", text);
 		return;
 	case -EISDIR: /* NAME.eqar is one */
 	case EQ_ELIMIT:
 	case EQ_ECORRUPT:
 	case EQ_EDIFFER:
-		eq_dirty_clear(fs, j->node, why);
+		if (!stays_plain(j, why))
+			return;
 		break;
 	default: /* a full disk, say, that will not be full for ever */
 		eq_dirty_reason(j->node, why);
@@ -223,7 +244,6 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 	rc = eq_shrink(parent->fd, j.name, fs->m->policy, &run, &hooks, &sum, &err);
 	if (j.swapped) {
 		count_encoded(fs, &j.was, &sum, &start);
-		eq_dirty_clear(fs, n, NULL);
 		if (!c->stop)
 			eq_become_tell(fs, n, j.same, parent, j.name);
 		eq_log(&fs->log, EQ_LOG_INFO, "encoded %s: %llu to %llu bytes (%.1f%%)", path,

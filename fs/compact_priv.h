@@ -31,8 +31,10 @@ struct eq_compact {
 /* Is it to be encoded, and may it be? */
 bool eq_dirty_wanted(struct eq_node *n);
 /* It is to be encoded no longer. reason: why it stays plain, or NULL. The caller has a
- * reference. */
-void eq_dirty_clear(struct eq_fs *fs, struct eq_node *n, const char *reason);
+ * reference. changes: how many n had when that was found out; false, and nothing done, if
+ * it has more by now. NULL: whatever it has. */
+bool eq_dirty_clear(struct eq_fs *fs, struct eq_node *n, const uint64_t *changes,
+		    const char *reason);
 /* It could not be, for now, because of that. */
 void eq_dirty_reason(struct eq_node *n, const char *reason);
 /* It is in the queue from now on, due at that time. */

@@ -71,15 +71,20 @@ static bool clear_locked(struct eq_node *n, const char *reason)
 	return pinned;
 }
 
-void eq_dirty_clear(struct eq_fs *fs, struct eq_node *n, const char *reason)
+bool eq_dirty_clear(struct eq_fs *fs, struct eq_node *n, const uint64_t *changes,
+		    const char *reason)
 {
-	bool pinned;
+	bool same, pinned = false;
 
 	pthread_mutex_lock(&n->lock);
-	pinned = clear_locked(n, reason);
+	/* Or eq_dirty_set has relied on n being dirty. */
+	same = !changes || atomic_load(&n->changes) == *changes;
+	if (same)
+		pinned = clear_locked(n, reason);
 	pthread_mutex_unlock(&n->lock);
 	if (pinned)
 		eq_node_unref_wait(&fs->nodes, n);
+	return same;
 }
 
 /* Only if it has no name: whoever gives it one marks it after that, under n->lock. */

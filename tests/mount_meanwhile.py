@@ -133,6 +133,22 @@ def test_attributes_while_encoded():
         assert read(m.path("m")) == want
 
 
+def test_written_while_looked_at():
+    """What is found to be no model is one by the time that is said: it is looked at again."""
+    store = scratch("looked")
+    save_file(model(), scratch("looked.model"))
+    want = read(scratch("looked.model"))
+    gate = Gate(store, "pread", 2)
+    with Mount(store, settle="0", env=gate.env) as m:
+        with open(m.path("m"), "wb") as f:
+            f.write((16).to_bytes(8, "little") + bytes(4096)) # a header's length, of which none comes
+        with gate:
+            with open(m.path("m"), "wb") as f:
+                f.write(want)
+        m.settle("m")
+        assert read(m.path("m")) == want
+
+
 def test_link_while_encoded():
     """It stays plain until the link is gone."""
     store = scratch("encoded2")
