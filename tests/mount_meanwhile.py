@@ -230,6 +230,28 @@ def test_unpacked():
         assert os.listdir(store) == ["m"] and read(os.path.join(store, "m")) == want
 
 
+def test_changed_while_unpacked():
+    """What is done to the plain file as soon as it is there stays as it is."""
+    for op, n in ("fsync", 2), ("unlink", 1):
+        store = scratch("unpacked-changed-" + op)
+        want = archive(store)
+        plain = os.path.join(store, "m")
+        gate = Gate(store, op, n)
+        with hold(store, gate, "unpack", "-q", "-r") as p:
+            with gate:
+                change(os.path.join(store, "m.eqar"))
+                with open(plain, "ab") as f:
+                    f.write(b"more")
+                os.chmod(plain, 0o640)
+                os.setxattr(plain, "user.own", b"1")
+                before = os.stat(plain)
+            assert p.wait(DEADLINE) == 0
+        now = os.stat(plain)
+        assert os.listdir(store) == ["m"] and read(plain) == want + b"more"
+        assert (now.st_mtime_ns, oct(now.st_mode)) == (before.st_mtime_ns, oct(before.st_mode))
+        assert os.listxattr(plain) == ["user.own"]
+
+
 def test_packed():
     """Attributes that are set while the finished archive is synced and the plain file goes."""
     for op, n in ("fsync", 2), ("fsync", 3), ("rename", 2):

@@ -265,7 +265,7 @@ static int remove_archive(const struct eq_visit *v, const struct stat *st)
 	if (fstatat(v->dirfd, v->name, &now, AT_SYMLINK_NOFOLLOW) ||
 	    now.st_dev != st->st_dev || now.st_ino != st->st_ino)
 		return -EBUSY;
-	return unlinkat(v->dirfd, v->name, 0) || fsync(v->dirfd) ? -errno : 0;
+	return unlinkat(v->dirfd, v->name, 0) ? -errno : 0;
 }
 
 /* What there is to say of an archive now goes to the plain file. */
@@ -277,13 +277,24 @@ static void catch_up(struct eq_archive *a, int attr_fd, int fd, const struct sta
 	eq_xattrs_copy(attr_fd, fd);
 }
 
+/* Has nobody done anything to the plain file since it was made, with these attributes? */
+static bool untouched(int fd, const struct stat *made, const struct stat *like,
+		      const struct timespec *mtime)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 && eq_time_compare(&st.st_ctim, &made->st_ctim) == 0 &&
+	       eq_time_compare(&st.st_mtim, mtime) == 0 && st.st_mode == like->st_mode &&
+	       st.st_uid == like->st_uid && st.st_gid == like->st_gid;
+}
+
 /* The archive st, open as attr_fd, becomes o, which is decoded and compared. */
 static int restore_swap(struct repo *p, struct eq_archive *a, struct eq_output *o,
 			const struct eq_visit *v, const struct stat *st, int attr_fd)
 {
 	struct eq_error err = { .text = "" };
 	struct timespec times[2];
-	struct stat now;
+	struct stat now, made;
 	int fd = fcntl(o->fd, F_DUPFD_CLOEXEC, 0), rc;
 
 	/* There may be a link since, and other attributes. */
@@ -301,12 +312,15 @@ static int restore_swap(struct repo *p, struct eq_archive *a, struct eq_output *
 		close(fd);
 		return rc; /* said */
 	}
-	rc = remove_archive(v, st);
-	/* Nor is anything lost that was set since: nobody finds the archive any more. */
-	if (!rc && fstat(attr_fd, &now) == 0) {
+	rc = fstat(fd, &made) ? -errno : remove_archive(v, st);
+	/* Nor is anything lost that was set on the archive since: nobody finds it any more. But
+	 * what was done to the plain file, which has its name by now, came later. */
+	if (!rc && untouched(fd, &made, &now, &times[1]) && fstat(attr_fd, &now) == 0) {
 		catch_up(a, attr_fd, fd, &now, times);
 		rc = eq_output_attributes(fd, &now, times);
 	}
+	if (!rc && fsync(v->dirfd))
+		rc = -errno;
 out:
 	if (rc)
 		eq_runner_error(p->r, v->path, rc, &err);
