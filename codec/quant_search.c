@@ -102,6 +102,8 @@ static unsigned evaluate(struct search *c, struct eq_row_point *p, unsigned n)
  *   least + y rise - bend y (1 - y)
  *
  * which is least at half of 1 - rise / bend; but nearer than a step there is nothing.
+ * Where no unit changes its level or its side of it, and both ends cost the same, so
+ * does all between, and the greater end is kept.
  */
 static bool worth(const struct search *c, const struct eq_row_point *hi,
 		  const struct eq_row_point *lo)
@@ -117,8 +119,9 @@ static bool worth(const struct search *c, const struct eq_row_point *hi,
 	bool inner = more * width > 2 * bend * step;
 	bool far = 4 * bend * room <= more * more;
 	bool near = room * width * width <= step * (bend * (width - step) - rise * width);
+	bool flat = (bend == 0) & (rise == 0) & (off == 0) & (hi->rate == lo->rate);
 
-	return (inner & far) | (!inner & near);
+	return ((inner & far) | (!inner & near)) & !flat;
 }
 
 /* Least bfloat16 scale with which all units are certainly zero, in the range. */
