@@ -195,6 +195,8 @@ static int catch_up(struct shrink *s, const struct stat *at)
 		return -EBUSY;
 	if (!same_mtime(s, at)) /* the archive holds the other one */
 		rc = eq_mtime_set(s->out, &at->st_mtim);
+	if (rc == -ENOTSUP) /* no attributes here: once more, with the new time inside */
+		rc = -EBUSY;
 	return rc ? rc : copy_attributes(s, at);
 }
 
