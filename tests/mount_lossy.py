@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 
-from mount_lib import EQAR, EXCHANGE, Mount, eqar, model, poll, raises, renameat2, run, scratch, sha, xattr
+from mount_lib import EQAR, EXCHANGE, Mount, eqar, model, poll, raises, read, renameat2, run, scratch, sha, xattr
 from safetensors.numpy import save_file
 
 
@@ -16,11 +16,12 @@ def test_opened_at_once():
     """Whoever opens a file that was just encoded gets what the archive holds, also while
     somebody has the plain file open, who keeps that."""
     save_file(model(9), scratch("once"))
-    plain = sha(scratch("once"))
+    plain, data = sha(scratch("once")), read(scratch("once"))
     for i in range(3):
         with Mount(scratch(f"once{i}"), "bits=4") as m:
-            shutil.copyfile(scratch("once"), m.path("m"))
-            with open(m.path("m"), "rb") as held:
+            with open(m.path("m"), "wb") as f, open(m.path("m"), "rb") as held:
+                f.write(data)
+                f.close()
                 poll("encoded", lambda m=m: os.stat(m.path("m")) and not os.path.exists(m.disk("m")))
                 got = sha(m.path("m")) # which the kernel believes it knows, for a second
                 again = sha(f"/proc/self/fd/{held.fileno()}")
