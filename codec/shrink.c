@@ -57,13 +57,18 @@ int eq_check_holes(int fd, const char *name, const struct stat *st, const struct
 	for (looks = 1; (from = lseek(fd, to, SEEK_DATA)) >= 0; looks++) {
 		to = lseek(fd, from, SEEK_HOLE);
 		if (to <= from)
-			break; /* it has become shorter */
+			return eq_fail(err, -EBUSY, "%s: has become shorter", name);
 		data += (uint64_t)(to - from);
 		if (!mostly_holes(size, data))
 			return 0;
 		if (looks % LOOKS == 0 && run && run->progress &&
 		    run->progress(run->progress_arg, "encode", 0, size))
 			return eq_fail(err, -ECANCELED, "%s: cancelled", name);
+	}
+	if (errno != ENXIO) { /* which says that the rest is a hole */
+		rc = -errno;
+		return eq_fail(err, rc, "%s: cannot be searched for holes: %s", name,
+			       eq_strerror(rc));
 	}
 	rc = eq_st_read(fd, name, &header, NULL, err);
 	if (rc)
