@@ -21,14 +21,17 @@
 
 /* gcc gives a gather whose mask it knows to be full any destination, on which the
  * processor then waits: hence the zero, and a mask that it does not know. */
-INLINE __m512i gather(const void *table, __m512i index, const int size)
+INLINE __mmask16 all_lanes(void)
 {
 	__mmask16 all = 0xffff;
 
 	__asm__("" : "+Yk"(all));
-	return _mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all, index,
-					   table, size);
+	return all;
 }
+
+/* A macro, since clang takes nothing but a literal for `size`. */
+#define GATHER(table, index, size) \
+	_mm512_mask_i32gather_epi32(_mm512_setzero_si512(), all_lanes(), index, table, size)
 
 /* ---- decoding -------------------------------------------------------------- */
 
@@ -111,8 +114,8 @@ INLINE struct found search(const struct tree *tree, __m512i low, const unsigned 
 INLINE struct found look_up(const uint32_t *slot, __m512i low)
 {
 	const __m512i low12 = _mm512_set1_epi32(4095);
-	__m512i even = gather(slot, _mm512_and_si512(low, low12), 4);
-	__m512i odd = gather(slot, _mm512_and_si512(_mm512_srli_epi32(low, 16), low12), 4);
+	__m512i even = GATHER(slot, _mm512_and_si512(low, low12), 4);
+	__m512i odd = GATHER(slot, _mm512_and_si512(_mm512_srli_epi32(low, 16), low12), 4);
 	__m512i sym, rest, freq16;
 
 	/* symbol << 8 | frequency >> 4, frequency << 12 | offset */
@@ -441,8 +444,8 @@ static uint16_t *encode_gather(const struct eq_rans_enc *enc, uint32_t state[32]
 					_mm512_loadu_si512(sym + 64 * i), 8 * t);
 
 				s = _mm512_and_si512(s, _mm512_set1_epi32(255));
-				rcp[i] = gather(enc->entry, s, 8);
-				fs[i] = gather(high, s, 8);
+				rcp[i] = GATHER(enc->entry, s, 8);
+				fs[i] = GATHER(high, s, 8);
 				least = _mm512_min_epu32(least, fs[i]);
 			}
 			top = encode_step(x, rcp, fs, top);
