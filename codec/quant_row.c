@@ -479,7 +479,7 @@ struct eq_row *eq_row_new(const struct eq_quant_tensor *t, enum eq_qformat forma
 	r->nu = nu;
 	r->k = t->k;
 	r->exact = t->dtype != EQ_F32;
-	r->mant = t->dtype == EQ_BF16 ? 7 : t->dtype == EQ_F16 ? 10 : MANT_F32;
+	r->mant = t->dtype == EQ_BF16 ? 7 : t->dtype == EQ_F16 ? 10 : MANT_F32 - (t->k >> 30 > 0);
 	/* the octave before has nothing but what is too small */
 	r->first = octaves(r, 1);
 	r->end = r->first + octaves(r, t->dtype == EQ_F16 ? WINDOW_F16 : EQ_ROW_WINDOW);
@@ -487,7 +487,7 @@ struct eq_row *eq_row_new(const struct eq_quant_tensor *t, enum eq_qformat forma
 	r->outliers = format == EQ_Q_INT8 ? (int64_t)(t->k >> 10) : 0;
 	while (t->k >> bits)
 		bits++;
-	/* sums of k fit in 63 bits */
+	/* sums of k fit in 63 bits; of 2^30 units and more with a bit less in the pattern */
 	if (!r->exact && bits < 30)
 		r->rest = 30 - bits < 23 - r->mant ? 30 - bits : 23 - r->mant;
 	r->rounding = 0x1p-40;
