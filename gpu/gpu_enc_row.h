@@ -2,7 +2,7 @@
 /*
  * What the search for a row's scale asks of its units, by a warp: how many there are
  * from some magnitude upwards, and their sum, as integers, so that the order in which
- * they are added up does not count. The CPU has the same in codec/quant_search.c.
+ * they are added up does not count. The CPU has the same in codec/quant_row.c.
  *
  * Those of bfloat16 are counted in bins, one a pattern, of which a row has few enough
  * for shared memory. Those of float16 and float32 are sorted, and looked up by halving.
@@ -29,7 +29,7 @@
 struct eq_row_point {           /* a scale that has been tried */
 	double dist, rate, crossed;
 	float scale;
-	uint32_t bits, outliers, zero;
+	uint32_t bits, outliers;
 };
 
 struct eq_row_points {

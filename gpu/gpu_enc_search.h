@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The scale of a row by a warp: what codec/quant_search.c seeks, by the same
- * arithmetic (which see). The statistics are exact, so that the least cost does not
- * depend on the order in which scales are tried: here the lanes share the levels of
- * one scale, and intervals are halved depth first, from the best coarse scale
- * outwards, so that a few points are all that is kept.
+ * arithmetic (see there, and quant_row.c). The statistics are exact, so that the
+ * least cost does not depend on the order in which scales are tried: here the lanes
+ * share the levels of one scale, and intervals are halved depth first, from the best
+ * coarse scale outwards, so that a few points are all that is kept.
  */
 #ifndef EQ_GPU_ENC_SEARCH_H
 #define EQ_GPU_ENC_SEARCH_H
@@ -75,7 +75,7 @@ EQ_DEV bool eq_row_evaluate(const struct eq_row *c, uint32_t bits, struct eq_row
 	p->dist = p->rate = p->crossed = 0;
 	p->bits = bits;
 	p->scale = scale;
-	p->outliers = p->zero = 0;
+	p->outliers = 0;
 	if (fp8 && scale * 448 < c->absmax)
 		return false;
 	if (!levels)
