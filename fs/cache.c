@@ -20,8 +20,6 @@
 #define BUCKETS 4096
 #define SPENT_BYTES ((size_t)4 << 20) /* kept of these before they are reused */
 #define SPENT_MOST (4 * SPENT_BYTES)    /* and before they are freed: more is soon wanted again */
-/* A launch takes a device half a millisecond or more, a core a tenth for a chunk. */
-#define LEAST_FOR_DEVICE 8
 #define LEAST_HUGE (8 * EQ_SLAB_BYTES) /* a lower limit would do without most of a page */
 
 enum state { LOADING, READY, FAILED };
@@ -277,8 +275,6 @@ static void finish(struct eq_cache *c, struct eq_extent_entry *e, int status)
 struct decode {
 	struct eq_cache *c;
 	struct eq_archive *archive;
-	const struct eq_backend *backend;
-	size_t batch;
 	struct eq_extent_entry *entry[EQ_PIECES];
 	size_t n;
 	int rc;                 /* of a failed one, under the cache's lock like err */
@@ -288,17 +284,17 @@ struct decode {
 static void decode_some(void *arg, size_t group)
 {
 	struct decode *d = arg;
-	size_t from = group * d->batch, n = d->n - from, i;
+	size_t from = group * d->c->batch, n = d->n - from, i;
 	struct eq_extent_job jobs[EQ_PIECES];
 	struct eq_error err = { "" };
 	int rc;
 
-	if (n > d->batch)
-		n = d->batch;
+	if (n > d->c->batch)
+		n = d->c->batch;
 	for (i = 0; i < n; i++)
 		jobs[i] = (struct eq_extent_job){ .ext = d->entry[from + i]->ext,
 						  .out = d->entry[from + i]->room.data };
-	rc = eq_archive_decode(d->archive, d->backend, jobs, n, &err);
+	rc = eq_archive_decode(d->archive, d->c->backend, jobs, n, &err);
 	pthread_mutex_lock(&d->c->lock);
 	if (rc) {
 		d->rc = rc;
@@ -310,21 +306,15 @@ static void decode_some(void *arg, size_t group)
 	pthread_mutex_unlock(&d->c->lock);
 }
 
-/* For somebody who waits: a device only if it is much. */
 static void decode(struct decode *d)
 {
-	if (d->n < LEAST_FOR_DEVICE) {
-		d->backend = eq_backend_cpu();
-		d->batch = eq_cpu_streams();
-	}
-	eq_pool_for(d->c->pool, (d->n + d->batch - 1) / d->batch, decode_some, d);
+	eq_pool_for(d->c->pool, (d->n + d->c->batch - 1) / d->c->batch, decode_some, d);
 }
 
 int eq_cache_get(struct eq_cache *c, struct eq_arc *arc, uint64_t off, size_t len,
 		 struct eq_piece pieces[EQ_PIECES], struct eq_error *err)
 {
-	struct decode d = { .c = c, .archive = arc->archive, .backend = c->backend,
-			    .batch = c->batch, .err = err };
+	struct decode d = { .c = c, .archive = arc->archive, .err = err };
 	struct eq_extent ext;
 	int n = 0, k, rc = 0;
 
@@ -416,8 +406,7 @@ size_t eq_cache_batch(const struct eq_cache *c)
 
 void eq_cache_load(struct eq_cache *c, struct eq_arc *arc, uint64_t off, uint64_t end)
 {
-	struct decode d = { .c = c, .archive = arc->archive, .backend = c->backend,
-			    .batch = c->batch };
+	struct decode d = { .c = c, .archive = arc->archive };
 	struct eq_extent_entry *e;
 	struct eq_extent ext;
 	size_t i;

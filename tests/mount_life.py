@@ -74,7 +74,7 @@ def test_notify():
     # Something odd there is nobody's concern.
     for name in ("x", scratch("nothing"), "/" + "x" * 200, ""):
         with subprocess.Popen([EQFS, "-f", "-q", store, mnt], env={**os.environ, "NOTIFY_SOCKET": name}) as p:
-            poll("mounted", lambda: mounted(mnt))
+            poll("mounted", lambda: mounted(mnt) and b"eqfs_info" in read(mnt + "/.eqfs/stats")) # it is up
             p.terminate()
             assert p.wait(30) == 0
 

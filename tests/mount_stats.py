@@ -105,7 +105,7 @@ def backend(m):
 
 def test_backend():
     """That of a GPU is shown as long as it works."""
-    save_file(model(5, 1024, 2048), scratch("backend.source")) # more than is left to the CPU
+    save_file(model(5), scratch("backend.source"))
     want = sha(scratch("backend.source"))
     for plan, before, after in (("", "cuda", "cuda"), ("broken=2", "cuda", "cpu/"), ("nodevice", "cuda", "cpu/")):
         store = scratch("backend" + plan)
