@@ -527,24 +527,29 @@ static uint16_t *encode_small(const struct small_enc *enc, uint32_t state[32],
 	return _mm512_movepi8_mask(seen) ? NULL : top;
 }
 
-static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32],
-				    const uint8_t *sym, size_t groups,
-				    uint16_t *top)
+typedef uint16_t *encode_fn(const struct eq_rans_enc *enc, uint32_t x[32], const uint8_t *sym,
+			    size_t groups, uint16_t *top);
+
+/* By registers if the table is small, else by `large`. */
+INLINE uint16_t *encode(const struct eq_rans_enc *enc, uint32_t x[32], const uint8_t *sym,
+			size_t groups, uint16_t *top, encode_fn *large)
 {
 	struct small_enc small;
 
 	return small_init(&small, enc) ? encode_small(&small, x, sym, groups, top) :
-					 encode_load(enc, x, sym, groups, top);
+					 large(enc, x, sym, groups, top);
+}
+
+static uint16_t *rans_encode_avx512(const struct eq_rans_enc *enc, uint32_t x[32],
+				    const uint8_t *sym, size_t groups, uint16_t *top)
+{
+	return encode(enc, x, sym, groups, top, encode_load);
 }
 
 static uint16_t *rans_encode_avx512_gather(const struct eq_rans_enc *enc, uint32_t x[32],
-					   const uint8_t *sym, size_t groups,
-					   uint16_t *top)
+					   const uint8_t *sym, size_t groups, uint16_t *top)
 {
-	struct small_enc small;
-
-	return small_init(&small, enc) ? encode_small(&small, x, sym, groups, top) :
-					 encode_gather(enc, x, sym, groups, top);
+	return encode(enc, x, sym, groups, top, encode_gather);
 }
 
 void eq_kernels_init_avx512(struct eq_kernels *k)

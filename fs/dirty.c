@@ -57,6 +57,13 @@ bool eq_dirty_marked(const struct eq_fs *fs, const struct eq_node *n)
 	       (len == sizeof(MARK_LOSSY) - 1 && !memcmp(what, MARK_LOSSY, (size_t)len));
 }
 
+/* Under n->lock. */
+static void set_reason(struct eq_node *n, const char *reason)
+{
+	free(n->reason);
+	n->reason = reason ? strdup(reason) : NULL;
+}
+
 /* Under n->lock. Does the caller have to drop the reference of n to itself? */
 static bool clear_locked(struct eq_node *n, const char *reason)
 {
@@ -64,8 +71,7 @@ static bool clear_locked(struct eq_node *n, const char *reason)
 	char path[EQ_PROC_SIZE];
 
 	n->dirty = n->pinned = false;
-	free(n->reason);
-	n->reason = reason ? strdup(reason) : NULL;
+	set_reason(n, reason);
 	eq_proc_path(path, n->fd);
 	(void)!removexattr(path, EQ_XATTR_QUEUED);
 	return pinned;
@@ -106,8 +112,7 @@ static bool dirty_clear_nameless(struct eq_fs *fs, struct eq_node *n)
 void eq_dirty_reason(struct eq_node *n, const char *reason)
 {
 	pthread_mutex_lock(&n->lock);
-	free(n->reason);
-	n->reason = reason ? strdup(reason) : NULL;
+	set_reason(n, reason);
 	pthread_mutex_unlock(&n->lock);
 }
 
@@ -220,8 +225,7 @@ int eq_writer_begin(struct eq_fs *fs, struct eq_node *n)
 			n->unwritten = (struct eq_version){ n->counted.st_size,
 							    n->counted.st_mtim };
 		}
-		free(n->reason);
-		n->reason = NULL;
+		set_reason(n, NULL);
 	}
 	pthread_mutex_unlock(&n->lock);
 	if (rc || !fs->compact)
