@@ -101,6 +101,7 @@ expect 1 "$EQAR" unpack -r cache
 says "eqar: $blob2: already exists; -f overwrites it"
 check "both stay" [ -f $blob2.eqar -a "$(cat $blob2)" = plain ]
 rm $blob2
+expect 0 "$EQAR" unpack -q $blob2.eqar # as a run leaves it that ends now
 
 # ---- unpack -----------------------------------------------------------------------------
 expect 0 "$EQAR" unpack -r cache

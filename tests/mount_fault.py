@@ -2,7 +2,11 @@
 """Crashes, failing calls, full disks, power cuts and lack of memory at every step that the
 daemon takes, one after the other. EQFS_CRASH_POINTS: how many to try of each kind; 0: all
 that there are, and 1000 kills in all; EQFS_CRASH_PART: which part of them."""
-from fault_lib import *
+import functools
+import resource
+import threading
+
+from fault_cases import *
 
 POINTS = int(os.environ.get("EQFS_CRASH_POINTS", "12"))
 KILLS = POINTS or 1000
@@ -52,7 +56,10 @@ def test_kill_moments():
     n = max(KILLS - sum(map(len, EVENTS.values())), 0) // PARTS if not POINTS else POINTS // 2
     hit = 0
     for _ in range(n):
-        def scenario(w, s=rng.choice(SCENARIOS)):
+        s = rng.choice(SCENARIOS)
+
+        @functools.wraps(s) # its options, too
+        def scenario(w, s=s):
             timer = threading.Timer(rng.expovariate(1 / 0.03), w.m.proc.kill)
             timer.start()
             try:
@@ -115,7 +122,7 @@ def test_no_attributes():
     try:
         with raises(errno.EOPNOTSUPP):
             os.setxattr(point, "user.x", b"")
-        others = [s for s in SCENARIOS if s not in (archive_over_plain, attributes)]
+        others = [s for s in SCENARIOS if s not in (archive_over_plain, attributes, parked)]
         seen = baseline((archive_over_plain, *spread(others, POINTS // 4, 4)), store=point + "/store")
         points = [(s, e.n) for s, events in seen.items() for e in events if s is not archive_over_plain]
         chosen = [(archive_over_plain, e.n) for e in seen[archive_over_plain]] + spread(points, POINTS // 2)

@@ -176,10 +176,10 @@ def fds_of(m):
     return names
 
 
-def few_files():
+def few_files(n=400):
     """For the daemon: descriptors are scarce, and it may not ask for more."""
     _LIBC.prctl(24, 24) # PR_CAPBSET_DROP, CAP_SYS_RESOURCE
-    resource.setrlimit(resource.RLIMIT_NOFILE, (400, 400))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (n, n))
 
 
 def scratch(name):

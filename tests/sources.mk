@@ -52,6 +52,7 @@ SCRIPT_TESTS = \
 	tests/cli_repo.sh \
 	tests/cli_signal.sh \
 	tests/check_headers.py \
+	tests/eqar_fault.py \
 	tests/eqar_memory.py \
 	tests/mount_clients.py \
 	tests/mount_crash.py \
@@ -89,6 +90,7 @@ TEST_FILES = \
 	tests/codec_util.h \
 	tests/coded_util.h \
 	tests/kernels_util.h \
+	tests/fault_cases.py \
 	tests/fault_lib.py \
 	tests/fault_alloc.c \
 	tests/fault_shim.c \

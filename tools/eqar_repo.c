@@ -329,6 +329,23 @@ out:
 	return rc;
 }
 
+/* Has a run that was interrupted got as far as the plain file? Then it is on disk. */
+static bool is_restored(struct repo *p, struct eq_archive *a, const char *plain,
+			const struct eq_visit *v)
+{
+	const char *slash = strrchr(plain, '/');
+	struct eq_error err = { .text = "" };
+	struct stat st;
+	bool is;
+	int fd = eq_open_regular(v->dirfd, slash ? slash + 1 : plain, &st);
+
+	if (fd < 0)
+		return false;
+	is = eq_archive_match(a, fd, plain, &p->r->run, &err) == 0 && fsync(fd) == 0;
+	close(fd);
+	return is;
+}
+
 static int restore(struct repo *p, struct eq_archive *a, const char *plain,
 		   const struct eq_visit *v, const struct stat *st, int attr_fd)
 {
@@ -337,7 +354,11 @@ static int restore(struct repo *p, struct eq_archive *a, const char *plain,
 	int rc;
 
 	rc = check_links(v, st, &err);
-	if (!rc) {
+	if (!rc && !p->force && is_restored(p, a, plain, v)) {
+		rc = remove_archive(v, st);
+		if (!rc)
+			return 0;
+	} else if (!rc) {
 		rc = eq_output_begin(&o, v->dirfd, plain, p->force);
 		if (rc)
 			return rc; /* said */
