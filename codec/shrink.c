@@ -231,7 +231,8 @@ static int remove_plain(struct shrink *s)
 	rc = catch_up(s, &at);
 	if (rc) {
 		back = eq_move_new(s->dirfd, aside, s->dirfd, s->name);
-		unlinkat(s->dirfd, s->final, 0); /* of contents that were replaced */
+		if (!back || back == -EEXIST) /* the name has what replaced these contents */
+			unlinkat(s->dirfd, s->final, 0);
 		return back ? back : rc;
 	}
 	return unlinkat(s->dirfd, aside, 0) ? -errno : 0;

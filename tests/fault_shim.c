@@ -9,7 +9,8 @@
  *   EQFS_FAULT       before:N or after:N (killed), torn:N (killed after half of a
  *                    write), hang:N (never returns, nor does any event after it),
  *                    wait:N (writes a byte to EQFS_FAULT_GATE, a pipe that is open for
- *                    reading, and goes on when that is closed), or
+ *                    reading, and goes on when that is closed; wait:N:NUMBER:COUNT: the
+ *                    COUNT events after that fail), or
  *                    errno:N:NUMBER:COUNT (COUNT events fail)
  *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but pread and flock
  *                    without it
@@ -100,6 +101,15 @@ static void wait_at_gate(void)
 	close(p.fd);
 }
 
+/* Is the n-th event to fail? */
+static int fails(void)
+{
+	long first = fault.mode == WAIT ? fault.first + 1 : fault.first;
+
+	return (fault.mode == FAIL || (fault.mode == WAIT && fault.error)) && fault.n >= first &&
+	       fault.n - first < fault.count;
+}
+
 /* 0: an event, and the lock is held; an errno: likewise, and it is to fail; -1: none. */
 static int enter(const char *op, const char *path)
 {
@@ -123,7 +133,7 @@ static int enter(const char *op, const char *path)
 	}
 	if (fault.mode == WAIT && fault.n == fault.first)
 		wait_at_gate();
-	if (fault.mode != FAIL || fault.n < fault.first || fault.n - fault.first >= fault.count)
+	if (!fails())
 		return 0;
 	log_result(-1, fault.error);
 	pthread_mutex_unlock(&fault.lock);

@@ -21,14 +21,15 @@ def shim_env(store, op, fault, **more):
 
 
 class Gate:
-    """Holds the n-th event of this kind up; a context manager for what is done meanwhile."""
+    """Holds the n-th event of this kind up; a context manager for what is done meanwhile.
+    The next one fails then, if there is an error."""
 
-    def __init__(self, store, op, n=1):
+    def __init__(self, store, op, n=1, error=0):
         path = store + ".gate"
         os.makedirs(store, exist_ok=True)
         os.mkfifo(path)
         self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self.env = shim_env(store, op, f"wait:{n}", EQFS_FAULT_GATE=path)
+        self.env = shim_env(store, op, f"wait:{n}:{error}:1", EQFS_FAULT_GATE=path)
 
     def __enter__(self):
         assert select.select([self.fd], [], [], DEADLINE)[0], "the change did not begin"
@@ -277,6 +278,28 @@ def test_packed():
         eqar("unpack", "-q", "-r", store)
         check(plain)
         assert os.listdir(store) == ["m"] and read(plain) == want
+
+
+def test_changed_and_not_put_back():
+    """The plain file is written to as it goes, and cannot get its name back: the archive stays."""
+    store = scratch("not-back")
+    os.makedirs(store)
+    plain = os.path.join(store, "m")
+    save_file(model(), plain)
+    want = read(plain)
+    gate = Gate(store, "rename", 2, errno.EIO)
+    with hold(store, gate, "pack", "-q", "-r") as p:
+        with gate:
+            assert sorted(os.listdir(store))[-1] == "m.eqar"
+            os.unlink(plain)
+            with open(plain, "wb") as f:
+                f.write(b"other")
+        assert p.wait(DEADLINE) == 1
+        assert "m: cannot remove the plain file: Input/output error" in p.stderr.read()
+    eqar("unpack", "-q", plain + ".eqar", scratch("not-back.out"))
+    assert read(scratch("not-back.out")) == want
+    left = [n for n in os.listdir(store) if n != "m.eqar"]
+    assert len(left) == 1 and read(os.path.join(store, left[0])) == b"other", left
 
 
 def test_link_while_unpacked():
