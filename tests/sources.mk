@@ -56,6 +56,7 @@ SCRIPT_TESTS = \
 	tests/eqar_memory.py \
 	tests/mount_clients.py \
 	tests/mount_crash.py \
+	tests/mount_device.py \
 	tests/mount_fault.py \
 	tests/mount_gpu.py \
 	tests/mount_meanwhile.py \
