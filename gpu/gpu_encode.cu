@@ -389,15 +389,31 @@ static cudaError_t call_start(struct eq_gpu_encoder *e, struct call *c, struct e
 	return rc;
 }
 
+/* After an error it stays in flight, for call_rest: not all of its streams need be at rest. */
 static cudaError_t call_finish(struct eq_gpu_encoder *e, struct call *c)
 {
 	struct enc_slot *s = c->flight[0];
 	cudaError_t rc = call_collect(c);
 
+	if (rc)
+		return rc;
 	c->n--;
 	memmove(c->flight, c->flight + 1, c->n * sizeof(c->flight[0]));
 	slot_put(e, s);
-	return rc;
+	return cudaSuccess;
+}
+
+/* Nothing may read or write staging memory that others get. */
+static void call_rest(struct eq_gpu_encoder *e, struct call *c)
+{
+	while (c->n) {
+		struct enc_slot *s = c->flight[--c->n];
+
+		cudaStreamSynchronize(s->copy_in);
+		cudaStreamSynchronize(s->stream);
+		cudaStreamSynchronize(s->copy_out);
+		slot_put(e, s);
+	}
 }
 
 int eq_gpu_encode_jobs(struct eq_gpu_encoder *e, struct eq_encode_job *jobs, size_t n,
@@ -418,14 +434,7 @@ int eq_gpu_encode_jobs(struct eq_gpu_encoder *e, struct eq_encode_job *jobs, siz
 		if (!rc && !result && !started)
 			rc = call_finish(e, &c);
 	}
-	while (c.n) { /* an error: the staging memory must come to rest */
-		struct enc_slot *s = c.flight[--c.n];
-
-		cudaStreamSynchronize(s->copy_in);
-		cudaStreamSynchronize(s->stream);
-		cudaStreamSynchronize(s->copy_out);
-		slot_put(e, s);
-	}
+	call_rest(e, &c);
 	return rc ? eq_gpu_give_up(e->be, rc) : result;
 }
 

@@ -396,10 +396,12 @@ static cudaError_t call_finish(struct gpu *g, struct call *c)
 	struct slot *s = c->flight[0];
 	cudaError_t rc = batch_finish(s);
 
+	if (rc)
+		return rc; /* it stays in flight, until its stream is at rest */
 	c->n--;
 	memmove(c->flight, c->flight + 1, c->n * sizeof(c->flight[0]));
 	slot_put(g, s);
-	return rc;
+	return cudaSuccess;
 }
 
 static int cuda_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
