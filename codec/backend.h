@@ -68,7 +68,7 @@ struct eq_backend_encoder; /* backend_encode.h */
 
 struct eq_backend {
 	uint32_t abi;           /* EQ_BACKEND_ABI */
-	const char *name;       /* "cpu/avx512", "cuda" ...: to be read by eq_backend_name */
+	const char *name;       /* "cpu/avx512", "cuda/0 CARD" ...: to be read by eq_backend_name */
 	/* Decode n jobs; each gets its status. Returns 0, or an error of the back
 	 * end as a whole (device lost, out of memory), after which no job counts
 	 * and the caller repeats them on the CPU. Any thread. */

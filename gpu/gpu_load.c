@@ -15,6 +15,7 @@
 #include "gpu_load.h"
 
 #define MODULE "eqfs-cuda.so"
+#define NAME_UNOPENED "cuda (not opened yet)"   /* the device, until it is wanted */
 
 /* A GPU's back end with what it takes to let go of it. */
 struct loaded {
@@ -83,6 +84,11 @@ static int module_check(void *handle, const struct eq_gpu_abi **out, struct eq_e
 	return 0;
 }
 
+static void set_name(struct loaded *l, const struct eq_backend *as)
+{
+	__atomic_store_n(&l->backend.name, eq_backend_name(as), __ATOMIC_RELAXED);
+}
+
 /* Open the device, once. */
 static int device_open(struct loaded *l, const struct eq_backend **out, struct eq_error *err)
 {
@@ -94,17 +100,13 @@ static int device_open(struct loaded *l, const struct eq_backend **out, struct e
 		l->error = l->abi->open(&l->open, &l->inner, text, sizeof(text));
 		if (l->error)
 			eq_fail(err, l->error, "GPU: %s", text);
+		else
+			set_name(l, l->inner);
 	}
 	*out = l->inner;
 	rc = l->error;
 	pthread_mutex_unlock(&l->lock);
 	return rc;
-}
-
-/* From now on it is the CPU that does the work. */
-static void fell_back(struct loaded *l)
-{
-	__atomic_store_n(&l->backend.name, eq_backend_name(eq_backend_cpu()), __ATOMIC_RELAXED);
 }
 
 /* What device_open says goes to the log. */
@@ -114,7 +116,7 @@ static int loaded_inner(struct loaded *l, const struct eq_backend **inner)
 	int rc = device_open(l, inner, &err);
 
 	if (rc)
-		fell_back(l);
+		set_name(l, eq_backend_cpu());
 	if (rc && err.text[0])
 		l->open.log(l->open.log_arg, err.text);
 	return rc;
@@ -128,8 +130,8 @@ static int loaded_decode(void *ctx, struct eq_decode_job *jobs, size_t n)
 	if (rc)
 		return rc;
 	rc = inner->decode(inner->ctx, jobs, n);
-	if (rc) /* as will all that follow */
-		fell_back(ctx);
+	if (rc) /* as will all that follow: from now on it is the CPU that does the work */
+		set_name(ctx, eq_backend_cpu());
 	return rc;
 }
 
@@ -165,7 +167,7 @@ static int gpu_load(const struct eq_gpu_options *o, int device, const struct eq_
 
 	if (!l)
 		return eq_fail(err, -ENOMEM, "GPU: out of memory");
-	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, "cuda", loaded_decode, l,
+	l->backend = (struct eq_backend){ EQ_BACKEND_ABI, NAME_UNOPENED, loaded_decode, l,
 					  &loaded_encoder };
 	l->open = (struct eq_gpu_open){ .device = device, .mem_limit = o->mem_limit,
 					.cpu = eq_backend_cpu(),
@@ -176,11 +178,8 @@ static int gpu_load(const struct eq_gpu_options *o, int device, const struct eq_
 	if (rc)
 		goto free;
 	rc = module_check(l->handle, &l->abi, err);
-	if (rc == 0 && !o->later) {
+	if (rc == 0 && !o->later)
 		rc = device_open(l, out, err);
-		if (rc == 0)
-			l->backend.name = (*out)->name;
-	}
 	if (rc)
 		goto close;
 	*out = &l->backend;

@@ -107,12 +107,12 @@ def test_backend():
     """That of a GPU is shown as long as it works."""
     save_file(model(5), scratch("backend.source"))
     want = sha(scratch("backend.source"))
-    for plan, before, after in (("", "cuda", "cuda"), ("broken=2", "cuda", "cpu/"), ("nodevice", "cuda", "cpu/")):
+    for plan, after in (("", "cuda/0 fake"), ("broken=2", "cpu/"), ("nodevice", "cpu/")):
         store = scratch("backend" + plan)
         os.makedirs(store)
         eqar("pack", scratch("backend.source"), store + "/m.eqar")
         with Mount(store, "gpu=auto", env={"EQFS_CUDA_MODULE": os.environ["EQFS_FAKE_CUDA"], "EQFS_FAKE": plan}) as m:
-            assert backend(m).startswith(before)
+            assert backend(m) == "cuda (not opened yet)"
             with open(m.path("m"), "rb") as f:
                 got = hashlib.sha256()
                 while data := f.read(100000):
