@@ -464,15 +464,13 @@ static size_t chunk_room(const struct quantised *q)
 	return room;
 }
 
-struct quant_case {
+static const struct quant_case {
 	const char *name;
 	int dtype;
 	unsigned k;
 	enum eq_qformat format;
 	double lambda;
-};
-
-static const struct quant_case quant_cases[] = {
+} quant_cases[] = {
 	{ "fp8, lambda 3.9", EQ_BF16, 4096, EQ_Q_FP8, 3.9 },
 	{ "fp8, lambda 58", EQ_BF16, 4096, EQ_Q_FP8, 58 },
 	{ "int8, lambda 14.5", EQ_BF16, 4096, EQ_Q_INT8, 14.5 },

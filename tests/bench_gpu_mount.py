@@ -6,11 +6,13 @@ all give the same weights. Needs torch, transformers, xxhash, a GPU, FUSE and ro
 drop caches); prints what is missing without.
 
 Environment: EQFS_BENCH_LAYERS (of 67 million parameters, default 16), EQFS_BENCH_DIR
-(where files go), EQFS, EQAR, EQFS_CUDA_MODULE."""
+(where files go), EQFS_BENCH_ROWS (a regular expression: these archives only), EQFS, EQAR,
+EQFS_CUDA_MODULE."""
 
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,6 +24,7 @@ from pathlib import Path
 
 EQFS, EQAR = os.environ["EQFS"], os.environ["EQAR"]
 LAYERS = int(os.environ.get("EQFS_BENCH_LAYERS", "16"))
+ROWS = re.compile(os.environ.get("EQFS_BENCH_ROWS", ""))
 BLOCK = 16 << 20
 
 
@@ -180,6 +183,8 @@ def run(tmp, load):
           "cold, cuda", flush=True)
     sums = {"lossless": measure("plain files", plain, plain, None, load, loads)}
     for name, options in (("lossless", []), ("4 bits", ["--bits", "4"])):
+        if not ROWS.search(name):
+            continue
         store = tmp / f"store-{name.replace(' ', '')}"
         shutil.copytree(plain, store)
         subprocess.run([EQAR, "pack", "-r", "-q", *options, str(store)], check=True)

@@ -27,14 +27,14 @@ static void *driver_symbol(const char *name)
 }
 
 /* The context that a program has if it uses the device by the runtime; now this thread. */
-static void context_primary(void)
+static void context_primary(int number)
 {
 	struct driver d;
 	void *ctx;
 
 	*(void **)&d.retain = driver_symbol("cuDevicePrimaryCtxRetain");
 	*(void **)&d.set = driver_symbol("cuCtxSetCurrent");
-	assert_int_equal(d.retain(&ctx, 0), 0);
+	assert_int_equal(d.retain(&ctx, number), 0);
 	assert_int_equal(d.set(ctx), 0);
 }
 

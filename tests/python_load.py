@@ -232,28 +232,44 @@ def test_torch():
         return "no GPU"
     eqfs.release()
     os.environ["EQFS_CUDA_MODULE"] = MODULE
+    other = torch.cuda.device_count() - 1
     for path, expected in ((ARCHIVE, EXPECTED), (LOSSLESS, unpacked(PLAIN))):
-        for device in ("cuda", "cuda:0", torch.device("cuda")):
+        for device in ("cuda", "cuda:0", torch.device("cuda"), f"cuda:{other}"):
             got = eqfs.load_file(path, device=device)
-            assert all(t.is_cuda for t in got.values())
+            assert {t.device for t in got.values()} == {torch.device("cuda", torch.device(device).index or 0)}
             check(got, expected, torch_bytes)
-    free = []
-    for _ in range(12):  # whose first may take memory that stays, for torch's kernels
-        got = {k: torch.from_dlpack(t) for k, t in eqfs.load_file(ARCHIVE, "cuda", "dlpack").items()}
+            assert torch.cuda.current_device() == 0
+    for number in {0, other}:
+        torch_dlpack(torch, number)
+    return f"{other + 1} devices"
+
+
+def torch_dlpack(torch, number):
+    """Tensors that torch takes over, and that their deleters free: the device's free memory
+    would not tell, which other processes use as well."""
+    for _ in range(12):
+        got = {k: torch.from_dlpack(t) for k, t in eqfs.load_file(ARCHIVE, f"cuda:{number}", "dlpack").items()}
         check(got, EXPECTED, torch_bytes)
         assert got["embed"].dtype == torch.bfloat16 and got["e4m3"].dtype == torch.uint8
+        assert got["embed"].device == torch.device("cuda", number)
         total = got["ones"].float().sum().item() + got["embed"].float().sum().item()
         assert total == total
-        loaded = torch.cuda.mem_get_info()[0]
-        del got
-        gc.collect()
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        free.append(torch.cuda.mem_get_info()[0])
-        assert free[-1] > loaded, "DLPack tensors are not freed"
-    # The driver may keep a block of 2 MiB; ten times any large tensor is more.
-    assert free[1] - free[-1] <= 4 << 20, f"memory that stays: {free}"
-    return None
+        with torch.cuda.device(number):
+            at = {k: t.data_ptr() for k, t in got.items() if t.numel()}
+            assert all(is_allocated(p) for p in at.values())
+            del got
+            gc.collect()
+            kept = [k for k, p in at.items() if is_allocated(p)]
+            assert not kept, f"DLPack tensors are not freed: {kept}"
+
+
+def is_allocated(address):
+    """Does an allocation of this process begin there, on the device that is current?"""
+    base, size = ctypes.c_uint64(), ctypes.c_size_t()
+    rc = ctypes.CDLL("libcuda.so.1").cuMemGetAddressRange_v2(ctypes.byref(base), ctypes.byref(size),
+                                                              ctypes.c_uint64(address))
+    assert rc in (0, 1, 500), f"cuMemGetAddressRange: {rc}"  # success, invalid value, not found
+    return rc == 0 and base.value == address
 
 
 def require_gpu():

@@ -23,6 +23,7 @@
 #include "gpu_util.h"
 
 static const struct eq_backend *gpu;
+static const char *device = "0";        /* or $EQFS_TEST_GPU, where there are several */
 static unsigned logged;
 
 static void count_log(void *arg, const char *line)
@@ -281,7 +282,7 @@ static void test_little_memory(void **state)
 	struct eq_error err;
 
 	(void)state;
-	assert_int_equal(open_gpu("0", 1 << 20, false, &small, &err), -EINVAL);
+	assert_int_equal(open_gpu(device, 1 << 20, false, &small, &err), -EINVAL);
 	assert_null(small);
 	assert_int_equal(open_gpu("auto", 24 << 20, true, &small, &err), 0);
 	gpu = small;
@@ -343,7 +344,7 @@ static void test_feeds(void **state)
 
 	assert_int_equal(eq_gpu_loading(gpu, &load, &inner, &err), 0);
 	*(void **)&from_device = driver_symbol("cuMemcpyDtoH_v2");
-	context_primary();
+	context_primary(atoi(device));
 	feeds.ctx = (void *)(uintptr_t)inner;
 	gpu = &feeds;
 	test_good(state);
@@ -367,8 +368,8 @@ static void test_full_device(void **state)
 	(void)state;
 	*(void **)&d.alloc = driver_symbol("cuMemAlloc_v2");
 	*(void **)&d.free = driver_symbol("cuMemFree_v2");
-	assert_int_equal(open_gpu("0", 0, false, &full, &err), 0);
-	context_primary();
+	assert_int_equal(open_gpu(device, 0, false, &full, &err), 0);
+	context_primary(atoi(device));
 	for (size_t size = (size_t)1 << 30; size >= (size_t)1 << 20; size /= 4)
 		while (n < 4096 && d.alloc(&taken[n], size) == 0)
 			n++;
@@ -442,7 +443,7 @@ static void context_use(void)
 	struct eq_error err;
 	uint64_t seed = 27;
 
-	assert_int_equal(open_gpu("0", 0, false, &be, &err), 0);
+	assert_int_equal(open_gpu(device, 0, false, &be, &err), 0);
 	same_context("open");
 	gpu_tensor_make(&gpu_cases[0], &seed, GPU_CHUNK, &t);
 	job = t.job[0];
@@ -467,7 +468,7 @@ static void context_use(void)
 /* A thread's context stays as it is, its own or none. With that also its device. */
 static void test_context(void **state)
 {
-	int (*create)(void **ctx, unsigned flags, int device), (*destroy)(void *ctx);
+	int (*create)(void **ctx, unsigned flags, int number), (*destroy)(void *ctx);
 	int (*set)(void *ctx);
 
 	(void)state;
@@ -509,7 +510,9 @@ int main(int argc, char **argv)
 	struct eq_error err = { "" };
 	int rc;
 
-	if (open_gpu("0", 0, false, &gpu, &err)) {
+	if (getenv("EQFS_TEST_GPU"))
+		device = getenv("EQFS_TEST_GPU");
+	if (open_gpu(device, 0, false, &gpu, &err)) {
 		fprintf(stderr, "no GPU: %s\n", err.text);
 		return require && strstr(require, "gpu") ? 1 : 77;
 	}
