@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <unistd.h>
 
 #include "lib_priv.h"
 
@@ -14,7 +15,8 @@
 
 static void device_put(struct eqfs_device *d)
 {
-	if (atomic_fetch_sub(&d->refs, 1) != 1)
+	/* Threads and GPU have stayed with the process that opened it, which will end them. */
+	if (atomic_fetch_sub(&d->refs, 1) != 1 || d->process != getpid())
 		return;
 	eq_gpu_release(d->gpu);
 	eq_pool_free(d->pool);
@@ -58,6 +60,7 @@ int eqfs_device_open(const struct eqfs_options *o, struct eqfs_device **out,
 	pthread_mutex_init(&d->lock, NULL);
 	pthread_cond_init(&d->changed, NULL);
 	d->refs = 1;
+	d->process = getpid();
 	d->number = o->device;
 	d->threads = o->threads ? o->threads : eq_cpu_count();
 	if (!o->threads && d->threads > THREADS_MAX)

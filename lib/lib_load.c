@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lib_priv.h"
 
@@ -385,7 +386,9 @@ int eqfs_load(struct eqfs_file *f, struct eqfs_device *d, const size_t *index,
 		return rc;
 	l.room = room_for(&l);
 	pthread_mutex_init(&l.lock, NULL);
-	eq_pool_for(d->pool, workers_for(&l), d->load ? gpu_worker : host_worker, &l);
+	/* A child has none of the threads, and perhaps their lock as one held it. */
+	eq_pool_for(d->process == getpid() ? d->pool : NULL, workers_for(&l),
+		    d->load ? gpu_worker : host_worker, &l);
 	pthread_mutex_destroy(&l.lock);
 	while (l.next < n && l.at == l.tensors[l.index[l.next]].n_bytes) { /* empty ones */
 		l.next++;

@@ -5,6 +5,7 @@
 
 #include <pthread.h>
 #include <stdatomic.h>
+#include <sys/types.h>
 
 #include "backend.h"
 #include "eqcodec.h"
@@ -19,6 +20,7 @@ struct eqfs_file {
 
 struct eqfs_device {
 	_Atomic(size_t) refs;   /* the one open, and one for each piece of memory */
+	pid_t process;          /* that opened it */
 	int number;
 	unsigned threads;
 	uint64_t staging;

@@ -82,8 +82,8 @@ struct eqfs_options {
 
 /*
  * Open a device; staging memory and threads are kept between loads until it is
- * closed. A process that has opened a CUDA device must not fork and go on using
- * it in the child.
+ * closed. In a child of fork() the host's device loads by the calling thread alone, and
+ * a CUDA device must not be used; to close either there does nothing.
  * Errors: -ENODEV, -ENOENT (no CUDA module), -EINVAL, -ENOMEM.
  */
 int eqfs_device_open(const struct eqfs_options *o, struct eqfs_device **out,

@@ -19,6 +19,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "codec_util.h"
@@ -198,6 +199,49 @@ static void test_host(void **state)
 		eqfs_device_close(d);
 	}
 	assert_int_equal(logged.n, 0);
+}
+
+/* The model in a child, whose device has no threads any more; the status to exit with. */
+static int child_loads(struct eqfs_device *d, struct eqfs_file *f, const struct memory *m)
+{
+	const struct eq_tensor_info *info = eq_archive_tensors(reference);
+	int status = eqfs_load(f, d, m->index, m->to, TENSORS, NULL) ? 1 : 0;
+
+	for (size_t i = 0; i < TENSORS; i++)
+		if (memcmp(m->to[i], expected + info[i].begin, (size_t)info[i].n_bytes))
+			status = 2;
+	for (size_t i = 0; i < TENSORS; i++)
+		eqfs_device_free(d, m->to[i]);
+	eqfs_device_close(d);
+	return status;
+}
+
+static void test_fork(void **state)
+{
+	struct eqfs_device *d = device(EQFS_HOST, 3, 0);
+	struct eqfs_file *f = open_model();
+	struct memory m;
+	int status;
+	pid_t pid;
+
+	(void)state;
+	/* Often: what a child must not wait for are threads that wait, as after a load. */
+	for (unsigned i = 0; i < 8; i++) {
+		load_all(d, fetch_host);
+		memory_get(f, d, &m);
+		pid = fork();
+		assert_true(pid >= 0);
+		if (pid == 0) {
+			alarm(60);
+			_exit(child_loads(d, f, &m));
+		}
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+		memory_put(d, &m);
+	}
+	eqfs_file_close(f);
+	load_all(d, fetch_host);
+	eqfs_device_close(d);
 }
 
 /* The device's part is done, or left to the CPU, with one line: all bytes right. */
@@ -523,6 +567,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_host),
+		cmocka_unit_test(test_fork),
 		cmocka_unit_test(test_fake),
 		cmocka_unit_test(test_fake_fails),
 		cmocka_unit_test(test_corrupt_on_device),
