@@ -167,7 +167,7 @@ struct eq_backend; /* backend.h */
 struct eq_decode_job;
 /* The CPU's decoder; never fails, static. See backend.h for the table. */
 const struct eq_backend *eq_backend_cpu(void);
-/* What is at work now: "cpu/avx2", "cuda"; static or of the back end. That of a device
+/* What is at work now: "cpu/avx2", "cuda/0 CARD"; static or of the back end. That of a device
  * that has failed is the CPU's. */
 const char *eq_backend_name(const struct eq_backend *be);
 /* Instruction set in use: "avx512", "avx2", "neon" or "c". */
@@ -422,10 +422,10 @@ void eq_xattrs_copy(int from, int to);
 #define EQ_XATTR_MTIME "user.eqfs.mtime"
 bool eq_mtime_get(int fd, struct timespec *out);
 int eq_mtime_set(int fd, const struct timespec *t);
-/* fsync fd, rename tmp to final in dirfd, fsync dirfd. On failure tmp is still
- * there under its name, unless only the last step failed: then the file is final,
- * and may not survive a power cut. */
-int eq_publish(int dirfd, int fd, const char *tmp, const char *final);
+/* fsync fd, rename tmp to final in dirfd (-EEXIST if that is there and not to be
+ * replaced), fsync dirfd. On failure tmp is still there under its name, unless only the
+ * last step failed: then the file is final, and may not survive a power cut. */
+int eq_publish(int dirfd, int fd, const char *tmp, const char *final, bool replace);
 
 /*
  * Mounts and repository runs hold an flock on their directory. Does one hold a

@@ -255,7 +255,7 @@ static int shrink_swap(struct shrink *s, const struct eq_shrink_hooks *hooks)
 	if (!rc)
 		rc = copy_attributes(s, &now);
 	if (!rc) {
-		rc = eq_publish(s->dirfd, s->out, s->tmp, s->final);
+		rc = eq_publish(s->dirfd, s->out, s->tmp, s->final, true);
 		if (rc)
 			failed(s, rc, "cannot publish the archive");
 	}

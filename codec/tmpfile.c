@@ -232,14 +232,18 @@ int eq_store_above(int dirfd)
 	return rc;
 }
 
-int eq_publish(int dirfd, int fd, const char *tmp, const char *final)
+int eq_publish(int dirfd, int fd, const char *tmp, const char *final, bool replace)
 {
 	int rc;
 
 	if (fsync(fd))
 		return -errno;
-	if (renameat(dirfd, tmp, dirfd, final))
-		return -errno;
+	if (replace)
+		rc = renameat(dirfd, tmp, dirfd, final) ? -errno : 0;
+	else
+		rc = eq_move_new(dirfd, tmp, dirfd, final);
+	if (rc)
+		return rc;
 	/* A descriptor from O_PATH cannot be synced; "." can. */
 	fd = openat(dirfd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (fd < 0)

@@ -158,7 +158,7 @@ static int swap(struct restore *r)
 	fd = open(path, O_PATH | O_CLOEXEC);
 	if (fd < 0)
 		return -errno;
-	rc = eq_publish(r->parent->fd, r->fd, r->tmp, r->name);
+	rc = eq_publish(r->parent->fd, r->fd, r->tmp, r->name, true);
 	if (rc) {
 		close(fd);
 		withdraw(r);

@@ -210,9 +210,9 @@ def test_many_waiting():
         assert not marked, marked
 
 
-def hold(store, gate, *args):
-    """An eqar at work on the store, which comes to the gate."""
-    return subprocess.Popen([EQAR, *args, store], env={**os.environ, **gate.env}, stderr=subprocess.PIPE, text=True)
+def hold(target, gate, *args):
+    """An eqar at work on a store or a file, which comes to the gate."""
+    return subprocess.Popen([EQAR, *args, target], env={**os.environ, **gate.env}, stderr=subprocess.PIPE, text=True)
 
 
 def test_unpacked():
@@ -252,6 +252,31 @@ def test_changed_while_unpacked():
         assert os.listdir(store) == ["m"] and read(plain) == want + b"more"
         assert (now.st_mtime_ns, oct(now.st_mode)) == (before.st_mtime_ns, oct(before.st_mode))
         assert os.listxattr(plain) == ["user.own"]
+
+
+def test_name_taken():
+    """What has got the name of the result by the time it is finished stays, unless -f is given."""
+    for command in ("unpack", "-r"), ("unpack",), ("pack",), ("unpack", "-f"):
+        store = scratch("taken" + "".join(command))
+        archive(store)
+        source, result = os.path.join(store, "m.eqar"), os.path.join(store, "m")
+        if command[0] == "pack":
+            eqar("unpack", "-q", source)
+            os.unlink(source)
+            source, result = result, source
+        before = read(source)
+        gate = Gate(store, "fsync")
+        with hold(store if "-r" in command else source, gate, *command, "-q") as p:
+            with gate:
+                with open(result, "wb") as f:
+                    f.write(b"newer")
+            status, said = p.wait(DEADLINE), p.stderr.read()
+        assert read(source) == before and sorted(os.listdir(store)) == ["m", "m.eqar"], os.listdir(store)
+        if "-f" in command:
+            assert status == 0 and read(result) != b"newer", said
+        else:
+            assert status == 1 and read(result) == b"newer", said
+            assert said == f"eqar: {result}: already exists; -f overwrites it\n", said
 
 
 def test_packed():

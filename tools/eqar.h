@@ -78,10 +78,11 @@ struct eq_output {
 	const char *base;       /* the last component, within path */
 	char tmp[EQ_TMP_NAME_SIZE];
 	int dirfd, fd;
-	bool own_dirfd;
+	bool own_dirfd, overwrite;
 };
 
-/* dirfd -1: path is opened as it stands; else base is path's name in dirfd. */
+/* dirfd -1: path is opened as it stands; else base is path's name in dirfd. Without
+ * `overwrite` nothing of that name is replaced, be it new at the commit. */
 int eq_output_begin(struct eq_output *o, int dirfd, const char *path,
 		    bool overwrite);
 /* 0, or -EINVAL (said) if the path out is the input, of which st is. */

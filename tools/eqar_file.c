@@ -149,7 +149,8 @@ struct eq_archive *eq_input_archive(int dirfd, const char *name,
 
 static int output_fail(const struct eq_output *o, int rc)
 {
-	eq_cli_error("%s: %s", o->path, eq_strerror(rc));
+	eq_cli_error("%s: %s", o->path, rc == -EEXIST ? "already exists; -f overwrites it" :
+							eq_strerror(rc));
 	return rc;
 }
 
@@ -188,7 +189,7 @@ int eq_output_begin(struct eq_output *o, int dirfd, const char *path,
 	int rc = 0;
 
 	*o = (struct eq_output){ .path = path, .base = path, .dirfd = dirfd,
-				 .fd = -1 };
+				 .fd = -1, .overwrite = overwrite };
 	if (dirfd < 0) {
 		rc = output_place(o);
 	} else {
@@ -197,13 +198,10 @@ int eq_output_begin(struct eq_output *o, int dirfd, const char *path,
 		o->base = slash ? slash + 1 : path;
 	}
 	if (rc == 0 && fstatat(o->dirfd, o->base, &st, AT_SYMLINK_NOFOLLOW) == 0) {
-		if (S_ISDIR(st.st_mode)) {
+		if (S_ISDIR(st.st_mode))
 			rc = -EISDIR;
-		} else if (!overwrite) {
-			eq_cli_error("%s: already exists; -f overwrites it", path);
-			output_close(o);
-			return -EEXIST;
-		}
+		else if (!overwrite)
+			rc = -EEXIST;
 	}
 	if (rc == 0)
 		rc = eq_tmp_create(o->dirfd, o->tmp, &o->fd);
@@ -239,7 +237,7 @@ int eq_output_commit(struct eq_output *o, const struct stat *owner_and_mode,
 	int rc = eq_output_attributes(o->fd, owner_and_mode, times);
 
 	if (rc == 0)
-		rc = eq_publish(o->dirfd, o->fd, o->tmp, o->base);
+		rc = eq_publish(o->dirfd, o->fd, o->tmp, o->base, o->overwrite);
 	if (rc) {
 		output_fail(o, rc);
 		eq_output_abort(o);
