@@ -108,6 +108,13 @@ check "the others are listed" grep -q lm_head .out
 bad=$(printf 'x\ny')
 cp config.json "$bad"
 fails 'eqar: x?y: *' pack "$bad"
+# What terminals obey: ESC, and U+009B, which means the same.
+gen --tensor "$(printf 'a\033[31mb\302\2332Jc'):U8:16:bytes" escape.st
+expect 0 "$EQAR" pack escape.st
+expect 0 "$EQAR" ls escape.st.eqar
+check "no control characters on a terminal" grep -qF 'a?[31mb?2Jc' .out
+cp config.json "$(printf 'x\302\233y')"
+fails 'eqar: x??y: *' pack "$(printf 'x\302\233y')"
 
 # An original that differs in one byte, in size, in a quantised tensor.
 cp a.st b.st

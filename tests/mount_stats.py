@@ -121,6 +121,14 @@ def test_backend():
             assert backend(m).startswith(after), (plan, backend(m))
 
 
+def test_terminal():
+    """What a mount says of itself reaches no terminal as it is."""
+    with Mount(scratch("terminal"), "bits=4", "include=a\x1b[31mb") as m:
+        assert "\x1b[31m" in stats(m)["labels"]["policy"]
+        shown = eqar("status", "-v", m.point)
+        assert shown.count("a?[31mb") == 2 and "\x1b" not in shown, shown
+
+
 def counters_grow(a, b):
     for key, value in a.items():
         if key.split("{")[0].endswith("_total"):

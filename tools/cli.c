@@ -17,12 +17,15 @@
 
 /* ---- messages ------------------------------------------------------------ */
 
+/* C1 as well (U+0080 to U+009F), which some terminals obey in UTF-8. */
 static void put_plain(FILE *f, const char *text, size_t len)
 {
 	for (size_t i = 0; i < len; i++) {
 		unsigned char c = (unsigned char)text[i];
+		bool c1 = c == 0xc2 && i + 1 < len && (text[i + 1] & 0xe0) == 0x80;
 
-		putc(c < 0x20 || c == 0x7f ? '?' : c, f);
+		putc(c < 0x20 || c == 0x7f || c1 ? '?' : c, f);
+		i += c1;
 	}
 }
 

@@ -23,6 +23,7 @@
 #define PREFIX "eqfs_"
 #define MAX_TEXT ((size_t)1 << 20)
 #define MAX_INTERVAL 3600.0
+#define MAX_VALUE 9e18                  /* bytes, and what else fits 64 bits */
 #define ANSWER_MS 3000          /* until a mount is taken to hang */
 
 static const char help[] =
@@ -155,12 +156,13 @@ static const char *sample(const char *text, const char *name)
 	return NULL;
 }
 
-/* 0 when a mount does not know the name. */
+/* 0 when a mount does not know the name, or says nonsense. */
 static double value(const char *text, const char *name)
 {
 	const char *s = sample(text, name);
+	double v = s ? strtod(s + sizeof(PREFIX) - 1 + strlen(name), NULL) : 0;
 
-	return s ? strtod(s + sizeof(PREFIX) - 1 + strlen(name), NULL) : 0;
+	return v >= 0 && v <= MAX_VALUE ? v : 0;
 }
 
 static double labelled(const char *text, const char *name, const char *label)
@@ -201,6 +203,13 @@ static void size_row(const char *label, double bytes, const char *behind)
 static void row(const char *what)
 {
 	printf("  %-10s  ", what);
+}
+
+/* Somebody else's mount may say anything. */
+static void put_line(const char *text)
+{
+	eq_cli_put(text, strlen(text));
+	putchar('\n');
 }
 
 static double part(double a, double of)
@@ -281,14 +290,16 @@ static void put_text(const struct mount *m, const char *t)
 	eq_cli_put(m->point, strlen(m->point));
 	fputs(": ", stdout);
 	eq_cli_put(m->store, strlen(m->store));
-	printf(", %s, up ", mode);
+	fputs(", ", stdout);
+	eq_cli_put(mode, strlen(mode));
+	fputs(", up ", stdout);
 	put_duration(value(t, "uptime_seconds"));
-	printf(", eqfs %s\n", version);
+	fputs(", eqfs ", stdout);
+	put_line(version);
 	row("policy");
-	eq_cli_put(policy, strlen(policy));
-	putchar('\n');
+	put_line(policy);
 	row("back end");
-	puts(backend);
+	put_line(backend);
 	row("store");
 	printf("%.0f files, %.0f of them archives: ", value(t, "store_files"),
 	       value(t, "store_archives"));
@@ -413,8 +424,11 @@ static void put_all(const char *t)
 {
 	for (; *t; t = *t ? strchrnul(t, '\n') : t) {
 		t += *t == '\n';
-		if (!strncmp(t, PREFIX, sizeof(PREFIX) - 1))
-			printf("  %.*s\n", (int)strcspn(t, "\n"), t);
+		if (!strncmp(t, PREFIX, sizeof(PREFIX) - 1)) {
+			fputs("  ", stdout);
+			eq_cli_put(t, strcspn(t, "\n"));
+			putchar('\n');
+		}
 	}
 }
 
