@@ -362,6 +362,9 @@ static int load_prefix(struct eq_archive *a, const uint8_t *body, uint64_t len,
 		memcpy(a->prefix, p + 1, n);
 		return 0;
 	}
+	/* One frame: zstd itself would go on with a second one. */
+	if (ZSTD_findFrameCompressedSize(p + 1, stored) != stored)
+		return bad(a, err, "PREFIX is not one frame");
 	got = ZSTD_decompress(a->prefix, n, p + 1, stored);
 	if (ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
 		return eq_fail(err, -ENOMEM, "%s: out of memory", a->name);
@@ -448,14 +451,18 @@ static int check_version(const struct eq_archive *a, uint16_t major, uint32_t in
 	return 0;
 }
 
+/* Of another version even the reserved fields may mean something. */
 static int check_header(const struct eq_archive *a, const struct eq_disk_header *h,
 			struct eq_error *err)
 {
+	int rc;
+
 	if (!eq_checksum_ok(h, offsetof(struct eq_disk_header, xxh3), h->xxh3))
 		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt file header: checksum", a->name);
-	if (!all_zero(h->zero, sizeof(h->zero)))
-		return eq_fail(err, EQ_ECORRUPT, "%s: corrupt file header: reserved field", a->name);
-	return check_version(a, h->major, h->incompat, err);
+	rc = check_version(a, h->major, h->incompat, err);
+	if (!rc && !all_zero(h->zero, sizeof(h->zero)))
+		rc = eq_fail(err, EQ_ECORRUPT, "%s: corrupt file header: reserved field", a->name);
+	return rc;
 }
 
 static int check_trailer(struct eq_archive *a, const struct eq_disk_trailer *t,

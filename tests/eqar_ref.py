@@ -426,9 +426,9 @@ class Builder:
         f.update(self.file)
         prefix = self.prefix
         if compress_prefix:
-            prefix = zstandard.ZstdCompressor(9).compress(self.prefix)
+            prefix = compress_prefix(prefix) if callable(compress_prefix) else frame(prefix)
         sections = [(1, 1, struct.pack("<QQqII32sddQQddIB11x", *f.values())),
-                    (2, 1, struct.pack("<QII", len(self.prefix), int(compress_prefix), 0) + prefix),
+                    (2, 1, struct.pack("<QII", len(self.prefix), int(bool(compress_prefix)), 0) + prefix),
                     (3, 0, b"encoder=eqar_ref.py\n"),
                     *self.sections,
                     (4, 1, struct.pack("<II", len(self.records), 0) + b"".join(self.records))]
@@ -440,6 +440,10 @@ class Builder:
         t.update(trailer or {})
         tail = struct.pack("<QQQQHHI8x", *t.values())
         return body + index + tail + struct.pack("<Q", xxh3(tail)) + MAGIC_END
+
+
+def frame(data):
+    return zstandard.ZstdCompressor(9).compress(data)
 
 
 def values_table(values):

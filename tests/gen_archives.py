@@ -197,12 +197,19 @@ def header(major, incompat):
     return set_header
 
 
+def fields_of_version_2(b):
+    h = ref.MAGIC + struct.pack("<HHI", 2, 0, 0) + b"\7" * 40
+    b.payload[:64] = h + struct.pack("<Q", ref.xxh3(h))
+
+
 def unsupported():
     yield "dquant", archive([dquant()]), "tensor 'd': unsupported codec 'dquant'"
     t = simple()
     yield "codec-wavelet", archive([(*t[:3], "wavelet", *t[4:])]), "unsupported codec 'wavelet'"
     yield "version-2", archive([t], None, header(2, 0)), "unsupported archive version 2"
     yield "trailer-version-2", archive([t], dict(trailer=dict(major=2))), "archive version 2"
+    yield ("version-2-fields", archive([t], None, fields_of_version_2),
+           "unsupported archive version 2") # what is reserved now may mean something then
     yield "features-4", archive([t], None, header(1, 4)), "unsupported archive features 0x4"
     yield ("critical-section", archive([t], None, lambda b: b.sections.append((9, 1, b"x"))),
            "unsupported section of type 9")
@@ -244,6 +251,8 @@ def bad():
     yield "file-prefix-other", file_field(prefix_len=64), "ECORRUPT", "PREFIX"
     yield ("file-prefix-huge", file_field(prefix_len=2**33, size=2**40), "ELIMIT",
            "header of 8589934592 bytes exceeds the limit")
+    yield ("prefix-two-frames", archive([simple()], dict(
+        compress_prefix=lambda p: ref.frame(p[:8]) + ref.frame(p[8:])))[0], "ECORRUPT", "PREFIX is not one frame")
     yield "file-nanoseconds", file_field(ns=10**9), "ECORRUPT", "FILE out of range"
     yield "file-flags", file_field(flags=2), "ECORRUPT", "FILE out of range"
     yield "file-lossy", file_field(flags=1), "ECORRUPT", "lossy flag"
