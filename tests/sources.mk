@@ -20,11 +20,13 @@ UNIT_TESTS = \
 	tests/unit_memory \
 	tests/unit_slab \
 	tests/unit_stream \
-	tests/fuzz_archive \
-	tests/fuzz_chunk \
-	tests/fuzz_safetensors \
 	tests/unit_policy \
 	tests/unit_safetensors
+# Fuzz targets, which replay their corpora; without cmocka.
+FUZZ_TESTS = \
+	tests/fuzz_archive \
+	tests/fuzz_chunk \
+	tests/fuzz_safetensors
 # Opens and reads archives whatever their checksums say, with its own build of that.
 tests_fuzz_archive_CPPFLAGS = $(AM_CPPFLAGS) -DFUZZING_BUILD_MODE_UNSAFE_FOR_PRODUCTION
 tests_fuzz_archive_SOURCES = \
