@@ -4,137 +4,23 @@
  * memcpy and what else one could install. GB are 10^9 bytes of what is decoded,
  * or read by the encoder; best of several rounds, in time of the thread. "To
  * memory" writes it all, "to cache" writes four chunks again and again, as the
- * file system does; "two threads" share the work to memory.
+ * file system does; "two threads" share the work to memory. Cycles are those of the
+ * core at the rate that it had meanwhile, for 32 symbols or units. Peers that choose
+ * by the processor are held to the instruction set that they are compared with.
  */
 #include <config.h>
 
-#include <dlfcn.h>
-#include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
-#include <zstd.h>
 
+#include "bench_codec.h"
 #include "codec_util.h"
 #include "coding.h"
 #include "cpu.h"
 #include "eqcodec.h"
 #include "rans.h"
-
-#define CHUNK 131072u
-#define CHUNKS 128u
-#define N (CHUNK * CHUNKS)              /* 16 Mi units */
-#define ROUNDS 12
-#define PIECES 32u                      /* of TEAM chunks each */
-#define TEAM (CHUNKS / PIECES)
-#define PIECE (TEAM * CHUNK)
-
-/* Bytes a second of what everything is compared with; 0: not installed. */
-static double memcpy_rate, zstd_rate[2], hts_rate[2];
-enum { DECODE, ENCODE };
-
-static double now(void)
-{
-	struct timespec t;
-
-	/* The time of this thread: other programs may be running. */
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-typedef void piece_fn(void *arg, unsigned piece);
-
-/* The work is cut into pieces; each round does all of them, and each piece
- * counts with its best round. */
-static double best_of(piece_fn *fn, void *arg, unsigned from, unsigned to)
-{
-	double least[PIECES], sum = 0;
-
-	for (unsigned p = from; p < to; p++)
-		least[p] = 1e9;
-	for (unsigned i = 0; i < ROUNDS; i++) {
-		for (unsigned p = from; p < to; p++) {
-			double t = now();
-
-			fn(arg, p);
-			t = now() - t;
-			least[p] = t < least[p] ? t : least[p];
-		}
-	}
-	for (unsigned p = from; p < to; p++)
-		sum += least[p];
-	return sum;
-}
-
-static double best(piece_fn *fn, void *arg)
-{
-	return best_of(fn, arg, 0, PIECES);
-}
-
-struct half {
-	piece_fn *fn;
-	void *arg;
-	pthread_barrier_t *start;
-	unsigned from, to;
-	double seconds;
-};
-
-static void *half_run(void *arg)
-{
-	struct half *h = arg;
-
-	pthread_barrier_wait(h->start);
-	h->seconds = best_of(h->fn, h->arg, h->from, h->to);
-	return NULL;
-}
-
-/* How many times as fast two threads are as one that took `seconds`. */
-static double two_threads(piece_fn *fn, void *arg, double seconds)
-{
-	pthread_barrier_t start;
-	struct half h[2] = { { fn, arg, &start, 0, PIECES / 2, 0 },
-			     { fn, arg, &start, PIECES / 2, PIECES, 0 } };
-	pthread_t other;
-
-	pthread_barrier_init(&start, NULL, 2);
-	if (pthread_create(&other, NULL, half_run, &h[1]))
-		abort();
-	half_run(&h[0]);
-	pthread_join(other, NULL);
-	pthread_barrier_destroy(&start);
-	return seconds / 2 / h[0].seconds + seconds / 2 / h[1].seconds;
-}
-
-static void row_begin(const char *what, double rate)
-{
-	printf("%-48s %6.2f GB/s  %5.2f of memcpy", what, rate * 1e-9, rate / memcpy_rate);
-}
-
-static void row_end(void)
-{
-	printf("\n");
-	fflush(stdout);
-}
-
-static void row(const char *what, double bytes, double seconds, double bits)
-{
-	row_begin(what, bytes / seconds);
-	if (bits > 0)
-		printf("  %5.3f bits/symbol", bits);
-	row_end();
-}
-
-/* A row of what the peers can do as well. */
-static void row_peers(const char *what, double bytes, double seconds, int direction)
-{
-	row_begin(what, bytes / seconds);
-	printf("  %4.1f of zstd", bytes / seconds / zstd_rate[direction]);
-	if (hts_rate[direction] > 0)
-		printf("  %4.1f of htscodecs", bytes / seconds / hts_rate[direction]);
-	row_end();
-}
 
 /* ---- data ------------------------------------------------------------------ */
 
@@ -208,7 +94,8 @@ static void measure(struct tensor *t, const char *name, const void *want)
 {
 	uint8_t params[EQ_PARAMS_MAX];
 	size_t len = eq_params_write(&t->c, params), bytes = (size_t)N * t->c.unit;
-	double enc, dec, two, cached, bits;
+	struct timing enc, dec, cached;
+	double two, bits;
 	char text[80];
 
 	memset(&t->plan, 0, sizeof(t->plan));
@@ -239,7 +126,7 @@ static void measure(struct tensor *t, const char *name, const void *want)
 		t->job[i] = job;
 	}
 	dec = best(decode_piece, t);
-	two = two_threads(decode_piece, t, dec);
+	two = two_threads(decode_piece, t, dec.seconds);
 	for (unsigned i = 0; i < CHUNKS; i++)
 		if (t->job[i].status)
 			abort();
@@ -252,7 +139,7 @@ static void measure(struct tensor *t, const char *name, const void *want)
 	snprintf(text, sizeof(text), "%s, decode to memory", name);
 	row(text, (double)bytes, dec, bits);
 	snprintf(text, sizeof(text), "%s, two threads", name);
-	row_begin(text, (double)bytes / dec * two);
+	row_begin(text, (double)bytes / dec.seconds * two);
 	printf("  %5.2f of one", two);
 	row_end();
 	snprintf(text, sizeof(text), "%s, decode to cache", name);
@@ -389,9 +276,9 @@ static void bench_coder(const uint8_t *sym, const char *name)
 	for (unsigned i = 0; i < CHUNKS; i++)
 		c->part[i] = must_alloc(eq_rans_bound(CHUNK) + EQ_SLACK);
 	snprintf(text, sizeof(text), "%s, rANS alone, encode", name);
-	row_peers(text, N, best(coder_encode, c), ENCODE);
+	row_peers(text, best(coder_encode, c), ENCODE);
 	snprintf(text, sizeof(text), "%s, rANS alone, decode to cache", name);
-	row_peers(text, N, best(coder_decode, c), DECODE);
+	row_peers(text, best(coder_decode, c), DECODE);
 	snprintf(text, sizeof(text), "%s, histogram", name);
 	row(text, N, best(coder_histogram, c), 0);
 	for (unsigned i = 0; i < CHUNKS; i++)
@@ -399,119 +286,6 @@ static void bench_coder(const uint8_t *sym, const char *name)
 	free(c->sym);
 	free(c->tile);
 	free(c);
-}
-
-/* ---- peers ----------------------------------------------------------------- */
-
-struct peer {
-	const uint8_t *src;
-	uint8_t *out, *packed[PIECES];
-	size_t len[PIECES];
-};
-
-static void copy_piece(void *arg, unsigned piece)
-{
-	struct peer *p = arg;
-
-	memcpy(p->out + (size_t)piece * 2 * PIECE, p->src + (size_t)piece * 2 * PIECE,
-	       2 * (size_t)PIECE);
-}
-
-static void zstd_encode(void *arg, unsigned piece)
-{
-	struct peer *p = arg;
-
-	p->len[piece] = ZSTD_compress(p->packed[piece], ZSTD_compressBound(PIECE),
-				      p->src + (size_t)piece * PIECE, PIECE, 1);
-}
-
-static void zstd_decode(void *arg, unsigned piece)
-{
-	struct peer *p = arg;
-
-	if (ZSTD_decompress(p->out + (size_t)piece * PIECE, PIECE, p->packed[piece],
-			    p->len[piece]) != PIECE)
-		abort();
-}
-
-static void bench_zstd(struct peer *p)
-{
-	double t, bytes = 0;
-
-	for (unsigned i = 0; i < PIECES; i++)
-		p->packed[i] = must_alloc(ZSTD_compressBound(PIECE));
-	t = best(zstd_encode, p);
-	for (unsigned i = 0; i < PIECES; i++)
-		bytes += (double)p->len[i];
-	zstd_rate[ENCODE] = N / t;
-	row("exponents of bf16, zstd -1, encode", N, t, 8 * bytes / N);
-	t = best(zstd_decode, p);
-	zstd_rate[DECODE] = N / t;
-	row("exponents of bf16, zstd -1, decode", N, t, 0);
-	for (unsigned i = 0; i < PIECES; i++)
-		free(p->packed[i]);
-}
-
-/* Debian's htscodecs, if it is installed: order 0, 32 lanes. */
-#define RANS_32X16 4
-typedef unsigned char *hts_coder(unsigned char *in, unsigned in_size, unsigned *out_size,
-				 int order);
-
-struct hts {
-	const uint8_t *src;
-	hts_coder *compress, *uncompress; /* the latter ignores the order */
-	unsigned char *packed[CHUNKS];
-	unsigned packed_len[CHUNKS];
-};
-
-static void hts_encode(void *arg, unsigned piece)
-{
-	struct hts *h = arg;
-
-	for (unsigned i = piece * TEAM; i < (piece + 1) * TEAM; i++) {
-		free(h->packed[i]);
-		h->packed[i] = h->compress(
-			(unsigned char *)(uintptr_t)(h->src + (size_t)i * CHUNK), CHUNK,
-			&h->packed_len[i], RANS_32X16);
-	}
-}
-
-static void hts_decode(void *arg, unsigned piece)
-{
-	struct hts *h = arg;
-
-	for (unsigned i = piece * TEAM; i < (piece + 1) * TEAM; i++) {
-		unsigned len;
-
-		free(h->uncompress(h->packed[i], h->packed_len[i], &len, 0));
-	}
-}
-
-static void bench_hts(const uint8_t *sym)
-{
-	void *lib = dlopen("libhtscodecs.so.2", RTLD_NOW);
-	struct hts h = { .src = sym };
-	double t, bytes = 0;
-
-	if (lib) {
-		*(void **)&h.compress = dlsym(lib, "rans_compress_4x16");
-		*(void **)&h.uncompress = dlsym(lib, "rans_uncompress_4x16");
-	}
-	if (!h.compress || !h.uncompress) {
-		printf("(htscodecs is not installed)\n");
-		return;
-	}
-	t = best(hts_encode, &h);
-	for (unsigned i = 0; i < CHUNKS; i++)
-		bytes += h.packed_len[i];
-	hts_rate[ENCODE] = N / t;
-	row("exponents of bf16, htscodecs 32x16, encode", N, t, 8 * bytes / N);
-	t = best(hts_decode, &h);
-	hts_rate[DECODE] = N / t;
-	row("exponents of bf16, htscodecs 32x16, decode", N, t, 0);
-	for (unsigned i = 0; i < CHUNKS; i++)
-		free(h.packed[i]);
-	dlclose(lib);
 }
 
 /* ---- all of it ------------------------------------------------------------- */
@@ -523,6 +297,7 @@ static void bench_isa(const uint16_t *w, uint8_t *sym)
 	printf("instruction set: %s; one core\n", eq_cpu_isa());
 	for (size_t i = 0; i < N; i++)
 		sym[i] = (uint8_t)(w[i] >> 7);
+	bench_hts(sym);
 	bench_coder(sym, "exponents of bf16");
 	bench_planes(t, sym, 1, "exponents of bf16");
 	bench_planes(t, w, 2, "bf16 lossless");
@@ -556,20 +331,12 @@ int main(void)
 	uint16_t *w = must_alloc(2 * (size_t)N);
 	uint8_t *sym = must_alloc(N);
 	unsigned flags = ~0u;
-	struct peer p = { 0 };
 
 	fill_weights(w);
 	for (size_t i = 0; i < N; i++)
 		sym[i] = (uint8_t)(w[i] >> 7);
-	p.src = (const uint8_t *)w;
-	p.out = must_alloc(2 * (size_t)N);
-	memset(p.out, 1, 2 * (size_t)N);
-	memcpy_rate = 2.0 * N / best(copy_piece, &p);
-	row("memcpy", 2.0 * N, 2.0 * N / memcpy_rate, 0);
-	p.src = sym;
-	bench_zstd(&p);
-	bench_hts(sym);
-	free(p.out);
+	bench_memcpy(w);
+	bench_zstd(sym);
 	/* What the user has switched off stays off. */
 	if (getenv("EQFS_DISABLE_CPU")) {
 		bench_isa(w, sym);
