@@ -2,7 +2,8 @@
 /*
  * Directories. A listing is read whole when it is begun, because whether an
  * archive is shown depends on the plain names; offsets are indices into it, so
- * they stay valid whatever happens to the directory meanwhile. An open directory
+ * they stay valid whatever happens to the directory meanwhile. (An NFS server opens
+ * the directory anew for each reply, and goes on in a new listing.) An open directory
  * holds no descriptor: there may be as many as our clients may have together.
  */
 #define FUSE_USE_VERSION 314
@@ -31,6 +32,7 @@ struct eq_dir {
 	size_t names_len, names_max;
 	struct entry *entry;
 	size_t n, max;
+	bool loaded;
 };
 
 static struct eq_dir *dir_of(const struct fuse_file_info *fi)
@@ -205,10 +207,11 @@ void eq_op_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 	int rc = buf ? 0 : -ENOMEM;
 
 	pthread_mutex_lock(&d->lock);
-	if (!rc && off == 0) {
+	if (!rc && (off == 0 || !d->loaded)) {
 		pthread_rwlock_rdlock(&fs->names);
 		rc = load(d, eq_node_of(fs, ino));
 		pthread_rwlock_unlock(&fs->names);
+		d->loaded = !rc;
 	}
 	for (i = (size_t)off; !rc && i < d->n; i++) {
 		struct stat st = { .st_ino = d->entry[i].ino, .st_mode = d->entry[i].type };
