@@ -553,7 +553,8 @@ int eq_archive_peek(int fd, uint64_t *size)
 	    t.index_off > t.archive_len - sizeof(t) - sizeof(first))
 		return EQ_ECORRUPT;
 	rc = eq_read_full(fd, &first, sizeof(first), t.index_off);
-	if (!rc && (first.head.type != EQ_SEC_FILE || first.head.len < sizeof(first.file)))
+	if (!rc && (first.head.type != EQ_SEC_FILE || first.head.len < sizeof(first.file) ||
+		    first.file.size > INT64_MAX))
 		rc = EQ_ECORRUPT;
 	if (!rc)
 		*size = first.file.size;

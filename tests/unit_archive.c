@@ -75,6 +75,19 @@ static int open_archive(const char *path, struct eq_archive **a, struct eq_error
 	return rc;
 }
 
+/* What a sum over many archives takes for its size; 0: it is none. */
+static uint64_t peek(const char *path)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC), rc;
+	uint64_t size;
+
+	assert_true(fd >= 0);
+	rc = eq_archive_peek(fd, &size);
+	close(fd);
+	assert_true(!rc == (size > 0));
+	return size;
+}
+
 static void hex_sha256(const void *data, size_t len, char out[65])
 {
 	unsigned char md[EVP_MAX_MD_SIZE];
@@ -96,6 +109,7 @@ static void check_good(const char *path, char *expected)
 	if (open_archive(path, &a, &err))
 		fail_msg("%s", err.text);
 	size = eq_archive_info(a)->size;
+	assert_true(peek(path) == size);
 	buf = malloc(size);
 	assert_non_null(buf);
 	if (eq_archive_pread(a, NULL, buf, size, 0, &err) != (ssize_t)size)
@@ -120,6 +134,7 @@ static void check_refused(const char *path, char *rest)
 	assert_non_null(text);
 	*text++ = 0;
 	code = code_of(rest);
+	assert_true(peek(path) <= INT64_MAX);
 	rc = open_archive(path, &a, &err);
 	if (!rc) {
 		rc = eq_archive_verify(a, -1, NULL, &run, NULL, NULL, NULL, &err);
