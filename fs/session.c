@@ -45,6 +45,7 @@ struct session {
 	_Atomic bool ending;    /* the loop is to return */
 	_Atomic bool ended;     /* it has */
 	bool up;                /* fs is initialised */
+	_Atomic bool asked;     /* somebody wants the end, by a signal */
 	bool hurry;             /* a second signal has come */
 	bool stuck;             /* a thread beside the loop did not stop and still uses fs */
 };
@@ -223,6 +224,7 @@ static void *signals(void *arg)
 		stop_worker(s, 0);
 		return NULL;
 	}
+	s->asked = true;
 	eq_log(&s->fs.log, EQ_LOG_INFO, "%s: unmounting", strsignal(sig));
 	stop_worker(s, s->fs.m->drain);
 	if (!wait_for(s, stop_loop, STOP_SECONDS)) {
@@ -401,7 +403,7 @@ static int run(struct session *s)
 		rc = serve(s);
 	if (!s->stuck && !stopped(s)) /* only when something failed */
 		stop_worker(s, 0);
-	if (!rc && !fs->ready.up)
+	if (!rc && !fs->ready.up && !s->asked)
 		rc = -ENOTCONN;
 	if (rc)
 		eq_log(&fs->log, EQ_LOG_ERROR, "%s: %s", fs->m->store, eq_strerror(rc));

@@ -12,8 +12,8 @@
  *                    reading, and goes on when that is closed; wait:N:NUMBER:COUNT: the
  *                    COUNT events after that fail), or
  *                    errno:N:NUMBER:COUNT (COUNT events fail)
- *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but pread and flock
- *                    without it
+ *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but read, pread and
+ *                    flock without it
  *   EQFS_FAULT_OLD   the kernel is one without FUSE_NOTIFY_PRUNE
  */
 #define _GNU_SOURCE
@@ -118,7 +118,7 @@ static int enter(const char *op, const char *path)
 	snprintf(word, sizeof(word), ",%s,", op);
 	if (!fault.root || strncmp(path, fault.root, fault.root_len) ||
 	    !strchr("/ ", path[fault.root_len]) ||
-	    (fault.ops ? !strstr(fault.ops, word) : !strcmp(op, "pread") || !strcmp(op, "flock")))
+	    (fault.ops ? !strstr(fault.ops, word) : !!strstr(",read,pread,flock,", word)))
 		return -1;
 	pthread_mutex_lock(&fault.lock);
 	fault.n++;
@@ -214,6 +214,7 @@ WRAP(ssize_t, write, "write", (int fd, const void *p, size_t len), AT(fd, NULL),
      (fd, p, torn(len)))
 WRAP(ssize_t, pwrite, "write", (int fd, const void *p, size_t len, off_t off), AT(fd, NULL),
      (fd, p, torn(len), off))
+WRAP(ssize_t, read, "read", (int fd, void *p, size_t len), AT(fd, NULL), (fd, p, len))
 WRAP(ssize_t, pread, "pread", (int fd, void *p, size_t len, off_t off), AT(fd, NULL),
      (fd, p, len, off))
 WRAP(ssize_t, copy_file_range, "write",

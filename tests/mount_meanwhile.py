@@ -24,12 +24,12 @@ class Gate:
     """Holds the n-th event of this kind up; a context manager for what is done meanwhile.
     The next one fails then, if there is an error."""
 
-    def __init__(self, store, op, n=1, error=0):
+    def __init__(self, store, op, n=1, error=0, root=None):
         path = store + ".gate"
         os.makedirs(store, exist_ok=True)
         os.mkfifo(path)
         self.fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        self.env = shim_env(store, op, f"wait:{n}:{error}:1", EQFS_FAULT_GATE=path)
+        self.env = shim_env(root or store, op, f"wait:{n}:{error}:1", EQFS_FAULT_GATE=path)
 
     def __enter__(self):
         assert select.select([self.fd], [], [], DEADLINE)[0], "the change did not begin"
@@ -208,6 +208,24 @@ def test_many_waiting():
         marked = [n for d in "ce" for n in os.listdir(m.disk(d))
                   if "user.eqfs.queued" in os.listxattr(m.disk(d, n))]
         assert not marked, marked
+
+
+def test_ended_before_the_first_request():
+    """Who ends a mount before the kernel has said a word ends it well."""
+    store, mnt = scratch("early"), scratch("early.mnt")
+    os.makedirs(mnt)
+    gate = Gate(store, "read", root="/dev/fuse")
+    with subprocess.Popen([EQFS, "-f", "-v", store, mnt], env={**os.environ, **gate.env}, stderr=subprocess.PIPE,
+                          text=True) as p:
+        try:
+            with gate:
+                p.send_signal(signal.SIGTERM)
+                log = p.communicate(timeout=DEADLINE)[1]
+        finally:
+            p.kill()
+            if mounted(mnt):
+                subprocess.run(["umount", "-lf", mnt], check=False)
+    assert p.returncode == 0 and ": unmounting\n" in log and "policy" not in log, log
 
 
 def hold(target, gate, *args):
