@@ -15,7 +15,7 @@ struct eq_parked {
 	struct eq_parked *chain;
 	dev_t dev;
 	ino_t ino;
-	struct eq_node *parent; /* with a reference; NULL: nobody knows where it is */
+	struct eq_node *parent; /* with a reference; NULL: nobody comes for it there */
 	char *reason;           /* as the node's */
 	char name[];
 };
@@ -57,13 +57,15 @@ static void parked_free(struct eq_fs *fs, struct eq_parked *p)
 	free(p);
 }
 
-static struct eq_parked *parked_new(struct eq_fs *fs, struct eq_node *n)
+/* queued: it is; otherwise it takes no place, which would cost the directory's descriptor. */
+static struct eq_parked *parked_new(struct eq_fs *fs, struct eq_node *n, bool queued)
 {
 	char name[NAME_MAX + 1] = "";
-	struct eq_node *parent;
+	struct eq_node *parent = NULL;
 	struct eq_parked *p;
 
-	(void)eq_node_place(&fs->nodes, n, &parent, name);
+	if (queued)
+		(void)eq_node_place(&fs->nodes, n, &parent, name);
 	p = calloc(1, sizeof(*p) + strlen(name) + 1);
 	if (!p) {
 		eq_node_unref(&fs->nodes, parent);
@@ -114,13 +116,18 @@ static bool replace(struct eq_compact *c, struct eq_node *n, struct eq_parked *p
 
 bool eq_compact_park(struct eq_fs *fs, struct eq_node *n)
 {
-	bool dirty, was = false, done;
+	bool dirty, queued = false, was = false, done;
 	struct eq_parked *p, *old = NULL;
 
 	pthread_mutex_lock(&n->lock);
 	dirty = n->dirty;
+	if (dirty) {
+		pthread_mutex_lock(&fs->compact->lock);
+		queued = n->wait.listed;
+		pthread_mutex_unlock(&fs->compact->lock);
+	}
 	pthread_mutex_unlock(&n->lock);
-	p = dirty ? parked_new(fs, n) : NULL;
+	p = dirty ? parked_new(fs, n, queued) : NULL;
 	if (!p)
 		return false;
 	pthread_mutex_lock(&n->lock);
@@ -185,13 +192,19 @@ void eq_parked_take(struct eq_compact *c, struct eq_wait *w, struct eq_parked_pl
 static void lose(struct eq_compact *c, const struct eq_parked_place *at)
 {
 	struct eq_parked **e, *p = NULL;
+	struct eq_node *parent = NULL;
 
 	pthread_mutex_lock(&c->lock);
 	e = find(c, at->dev, at->ino);
-	if (*e && c->n_parked > MAX_PARKED)
+	if (*e && c->n_parked > MAX_PARKED) {
 		p = take_out(c, e);
+	} else if (*e && !(*e)->wait.listed) {
+		parent = (*e)->parent;
+		(*e)->parent = NULL;
+	}
 	pthread_mutex_unlock(&c->lock);
 	parked_free(c->fs, p);
+	eq_node_unref(&c->fs->nodes, parent);
 }
 
 struct eq_node *eq_parked_find(struct eq_fs *fs, struct eq_parked_place *at)

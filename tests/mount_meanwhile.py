@@ -210,6 +210,45 @@ def test_many_waiting():
         assert not marked, marked
 
 
+def test_parked_below():
+    """What waits, remembered by its name alone, and is deleted in the store keeps nothing of it
+    open, nor does what waits for other links to go."""
+    if os.geteuid():
+        print("  not root: the kernel cannot be made to forget")
+        return
+    store = scratch("parked")
+    gate = Gate(store, "fsync")
+    with Mount(store, env=gate.env, limits=few_files) as m:
+        for d in "cde":
+            os.mkdir(m.path(d))
+        save_file(model(1), m.path("d/linked"))
+        os.link(m.path("d/linked"), m.path("d/link"))
+        m.settle("d/linked", want="has hard links")
+        save_file(model(2), m.path("first"))
+        with gate:
+            save_file(model(3), m.path("c/m"))
+            for i in range(400):
+                with open(m.path(f"e/{i}"), "wb") as f:
+                    f.write(b"x" * 100)
+            names = "c/m", "d/linked", "d/link"
+            poll("remembered by name", lambda: not {m.disk(n) for n in names} & set(forgotten(m)))
+            for n in names:
+                os.unlink(m.disk(n))
+            for d in "cd":
+                os.rmdir(m.disk(d))
+        m.settle("first")
+        for d in "cd":
+            poll("gone", lambda d=d: not os.path.exists(m.path(d)))
+        poll("closed", lambda: not [n for n in forgotten(m) if "(deleted)" in n and m.store in n])
+
+
+def forgotten(m):
+    """What the daemon has open when the kernel has let go what it can."""
+    with open("/proc/sys/vm/drop_caches", "w") as f:
+        f.write("2")
+    return fds_of(m)
+
+
 def test_ended_before_the_first_request():
     """Who ends a mount before the kernel has said a word ends it well."""
     store, mnt = scratch("early"), scratch("early.mnt")
