@@ -2,6 +2,7 @@
 """What is done to a file while it changes from an archive to a plain file or back: nothing
 of it may be lost. A preloaded library holds the change up at its first sync or write."""
 import errno
+import re
 import select
 import threading
 
@@ -247,6 +248,35 @@ def forgotten(m):
     with open("/proc/sys/vm/drop_caches", "w") as f:
         f.write("2")
     return fds_of(m)
+
+
+def counted(m, name):
+    return int(re.search(rb"^eqfs_%b (\d+)$" % name.encode(), read(m.path(".eqfs", "stats")), re.M)[1])
+
+
+def test_moved_below():
+    """A file that is moved in the store while it waits is encoded when it is seen there, and not
+    sought; one that is deleted is given up. Neither is queued for ever, nor held."""
+    store = scratch("moved")
+    gate = Gate(store, "fsync")
+    with Mount(store, env=gate.env) as m:
+        os.mkdir(m.path("d"))
+        save_file(model(2), m.path("first"))
+        with gate:
+            for n in ("m", "gone"):
+                save_file(model(8), m.path(n))
+            assert counted(m, "queue_files") == 2
+            os.rename(m.disk("m"), m.disk("d/n"))
+            os.unlink(m.disk("gone"))
+        poll("given up", lambda: counted(m, "queue_files") + counted(m, "encoding_files") == 0)
+        assert counted(m, "encode_interrupted_files_total") == 1
+        assert os.listdir(m.disk("d")) == ["n"]
+        assert same(load_file(m.path("d/n")), model(8)) # which is seeing it
+        m.settle("d/n")
+        assert os.listdir(m.disk("d")) == ["n.eqar"]
+        if os.geteuid() == 0:
+            poll("seen to be gone", lambda: not os.path.exists(m.path("gone")))
+            poll("closed", lambda: m.disk("gone") + " (deleted)" not in forgotten(m))
 
 
 def test_ended_before_the_first_request():

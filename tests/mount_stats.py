@@ -56,45 +56,6 @@ def stats(m):
     return parse(stats_text(m))
 
 
-def test_moved_below():
-    """A file that is moved in the store is encoded when it is seen there, and not sought."""
-    with Mount(scratch("moved"), settle="1") as m:
-        os.mkdir(m.path("d"))
-        save_file(model(8), m.path("m"))
-        os.rename(m.disk("m"), m.disk("d/n"))
-
-        def given_up():
-            now = stats(m)
-            return now["eqfs_queue_files"] + now["eqfs_encoding_files"] == 0
-        poll("given up", given_up)
-        assert stats(m)["eqfs_encode_interrupted_files_total"] == 1
-        assert os.listdir(m.disk("d")) == ["n"]
-        assert same(load_file(m.path("d/n")), model(8)) # which is seeing it
-        m.settle("d/n")
-        assert os.listdir(m.disk("d")) == ["n.eqar"]
-
-
-def test_deleted_below():
-    """A file that is deleted in the store is given up: not queued for ever, nor held."""
-    with Mount(scratch("below"), settle="1") as m:
-        save_file(model(7), m.path("m"))
-        assert stats(m)["eqfs_queue_files"] == 1
-        os.unlink(m.disk("m"))
-
-        def given_up():
-            now = stats(m)
-            return now["eqfs_queue_files"] + now["eqfs_encoding_files"] == 0
-        poll("given up", given_up)
-        if os.geteuid() == 0: # so that the kernel forgets it
-            def closed():
-                with open("/proc/sys/vm/drop_caches", "w") as f:
-                    f.write("2")
-                return m.disk("m") + " (deleted)" not in fds_of(m)
-            with raises(errno.ENOENT):
-                poll("seen to be gone", lambda: not os.stat(m.path("m")))
-            poll("closed", closed)
-
-
 def backend(m):
     """As both ways to ask tell it."""
     r = subprocess.run([EQAR, "status", m.point], check=True, capture_output=True, text=True)
