@@ -17,7 +17,7 @@
 #define MAX_KEPT (UINT32_C(1) << 20)    /* beyond that the kernel hears of stale handles */
 #define NONE UINT32_MAX
 
-/* A number is the entry's index and, above it, how often the entry was in use before. */
+/* A number is the entry's index and, above it, a count of the entry's uses. */
 struct eq_id {
 	struct eq_node *_Atomic node;   /* NULL: kept, or not in use */
 	ino_t ino;                      /* of a kept one, as handle and archive */
@@ -109,8 +109,10 @@ int eq_ids_init(struct eq_ids *ids, int store_fd)
 		return -errno;
 	ids->dev = st.st_dev;
 	while (!ids->generation) /* so that handles of another mount are none of this one */
-		if (getrandom(&ids->generation, sizeof(ids->generation), 0) < 0)
+		if (getrandom(&ids->generation, sizeof(ids->generation), 0) < 0 ||
+		    getrandom(&ids->turn, sizeof(ids->turn), 0) < 0)
 			return -errno;
+	ids->turn /= 2; /* half of them are left */
 	ids->block = calloc(MAX_BLOCKS, sizeof(*ids->block));
 	ids->bucket = malloc(FIRST_BUCKETS * sizeof(*ids->bucket));
 	if (!ids->block || !ids->bucket)
@@ -258,7 +260,10 @@ static uint32_t fresh(struct eq_ids *ids)
 		return NONE;
 	if (!ids->block[block])
 		ids->block[block] = calloc(BLOCK_SIZE, sizeof(**ids->block));
-	return ids->block[block] ? ids->used++ : NONE;
+	if (!ids->block[block])
+		return NONE;
+	entry(ids, ids->used)->turn = ids->turn;
+	return ids->used++;
 }
 
 uint64_t eq_id_take(struct eq_ids *ids, int fd, bool archive, struct eq_node *n, uint64_t *also)

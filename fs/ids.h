@@ -26,6 +26,7 @@ struct eq_ids {
 	bool keeps;             /* files of this device: */
 	dev_t dev;
 	uint32_t generation;    /* of all numbers: this mount's */
+	uint32_t turn;          /* of entries that were never in use: likewise */
 	struct eq_id **block;   /* never move */
 	_Atomic uint32_t used;  /* entries that were ever in use */
 	uint32_t spare;         /* list of those that are not now */

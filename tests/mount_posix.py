@@ -43,6 +43,33 @@ def test_cases():
     print(f"  {len(cases)} cases")
 
 
+def test_handles_of_another_mount():
+    """They are stale, whatever has their numbers by now; but the root's is good for ever."""
+    if not ROOT:
+        print("  not root")
+        return
+    names = ["", "d", "d/e", "m", *(f"d/{i}" for i in range(20))]
+    with Mount(scratch("again")) as m:
+        os.makedirs(m.path("d/e"))
+        for n in names[4:]:
+            with open(m.path(n), "wb") as f:
+                f.write(n.encode())
+        save_file(model(12), m.path("m"))
+        m.settle("m")
+        handles = {n: handle_cases.handle_of(m.path(n)) for n in names}
+    with Mount(m.store) as m:
+        for n in (*names[::-1], ".eqfs"): # each gets another's number
+            os.stat(m.path(n))
+        for n, h in handles.items():
+            try:
+                fd = handle_cases.open_handle(m.path, h, os.O_PATH)
+            except OSError as e:
+                assert n and e.errno == errno.ESTALE, (n, e)
+            else:
+                assert not n and os.path.samestat(os.fstat(fd), os.stat(m.point)), n
+                os.close(fd)
+
+
 def tool(name, variable=None):
     """A program that need not be there; and its absence is said."""
     if not LONG:
