@@ -297,6 +297,27 @@ def test_ended_before_the_first_request():
     assert p.returncode == 0 and ": unmounting\n" in log and "policy" not in log, log
 
 
+def test_no_attributes():
+    """A store that cannot mark files: what is written is encoded while the mount lasts; what
+    still waits at its end stays plain, until it is written again."""
+    store = os.path.realpath(scratch("bare"))
+    env = shim_env(store, "setxattr", f"errno:1:{errno.EOPNOTSUPP}:1000000")
+    want = [model(i) for i in range(3)]
+    with Mount(store, env=env) as m:
+        save_file(want[0], m.path("a"))
+        m.settle("a")
+    with Mount(store, settle="1000", env=env) as m:
+        save_file(want[1], m.path("b"))
+        assert m.state("b") == "queued"
+    with Mount(store, settle="0") as m:
+        poll("walked", lambda: counted(m, "store_known"))
+        assert m.state("b") == "plain" and sorted(os.listdir(store)) == ["a.eqar", "b"]
+        assert same(load_file(m.path("a")), want[0]) and same(load_file(m.path("b")), want[1])
+        save_file(want[2], m.path("b"))
+        m.settle("b")
+        assert same(load_file(m.path("b")), want[2])
+
+
 def hold(target, gate, *args):
     """An eqar at work on a store or a file, which comes to the gate."""
     return subprocess.Popen([EQAR, *args, target], env={**os.environ, **gate.env}, stderr=subprocess.PIPE, text=True)
@@ -412,6 +433,31 @@ def test_changed_and_not_put_back():
     assert read(scratch("not-back.out")) == want
     left = [n for n in os.listdir(store) if n != "m.eqar"]
     assert len(left) == 1 and read(os.path.join(store, left[0])) == b"other", left
+
+
+def test_replaced_while_packed():
+    """Another file with the same size and time that takes the name, at whatever step, is not
+    removed for the archive of the first one."""
+    for step in ("fsync", 1), ("fsync", 2), ("rename", 1), ("rename", 2), ("unlink", 1):
+        store = scratch("packed-over-%s%d" % step)
+        os.makedirs(store)
+        plain, other = os.path.join(store, "m"), scratch("other")
+        save_file(model(), plain)
+        want = bytearray(read(plain))
+        want[-1] ^= 1
+        with open(other, "wb") as f:
+            f.write(want)
+        os.utime(other, ns=(os.stat(plain).st_mtime_ns,) * 2)
+        gate = Gate(store, *step)
+        with hold(store, gate, "pack", "-q", "-r") as p:
+            with gate:
+                os.rename(other, plain)
+            assert p.wait(DEADLINE) == (step[0] != "unlink"), (step, p.stderr.read())
+        assert read(plain) == want, step
+        # By then the archive was right; a mount and eqar know that the plain file counts.
+        assert os.listdir(store) == ["m"] or step[0] == "unlink", (step, os.listdir(store))
+        with Mount(store) as m:
+            assert os.listdir(m.point) == ["m"] and read(m.path("m")) == want, step
 
 
 def test_link_while_unpacked():
