@@ -2,6 +2,7 @@
 """What is done to a file while it changes from an archive to a plain file or back: nothing
 of it may be lost. A preloaded library holds the change up at its first sync or write."""
 import errno
+import itertools
 import re
 import select
 import threading
@@ -226,13 +227,16 @@ def test_parked_below():
         os.link(m.path("d/linked"), m.path("d/link"))
         m.settle("d/linked", want="has hard links")
         save_file(model(2), m.path("first"))
-        with gate:
-            save_file(model(3), m.path("c/m"))
-            for i in range(400):
+        names, many = ("c/m", "d/linked", "d/link"), itertools.count()
+
+        def crowded_out():
+            for i in itertools.islice(many, 300):
                 with open(m.path(f"e/{i}"), "wb") as f:
                     f.write(b"x" * 100)
-            names = "c/m", "d/linked", "d/link"
-            poll("remembered by name", lambda: not {m.disk(n) for n in names} & set(forgotten(m)))
+            return not {m.disk(n) for n in names} & set(forgotten(m))
+        with gate:
+            save_file(model(3), m.path("c/m"))
+            poll("remembered by name", crowded_out)
             for n in names:
                 os.unlink(m.disk(n))
             for d in "cd":
@@ -265,7 +269,7 @@ def test_moved_below():
         with gate:
             for n in ("m", "gone"):
                 save_file(model(8), m.path(n))
-            assert counted(m, "queue_files") == 2
+            poll("both wait", lambda: counted(m, "queue_files") == 2)
             os.rename(m.disk("m"), m.disk("d/n"))
             os.unlink(m.disk("gone"))
         poll("given up", lambda: counted(m, "queue_files") + counted(m, "encoding_files") == 0)

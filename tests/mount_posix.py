@@ -24,8 +24,9 @@ def places(name):
 def test_cases():
     below, broken = {}, {}
     cases = cases_in({**vars(posix_cases), **vars(handle_cases)})
-    if len(sys.argv) > 2:
-        cases = {n: cases[n] for n in sys.argv[2:]}
+    some = cases.keys() & set(sys.argv[1:])
+    if some:
+        cases = {n: cases[n] for n in some}
     for p in places("cases"):
         for name, fn in cases.items():
             try:
@@ -155,6 +156,43 @@ def test_stress():
         if p.mount:
             assert not failed[1] - failed[0], out[-6000:]
             assert p.mount.proc.poll() is None
+
+
+@contextlib.contextmanager
+def filesystem(kind):
+    """A new one of this kind, in memory or on a loop device; None if there can be none."""
+    top, image = scratch(kind), scratch(kind + ".img")
+    os.mkdir(top)
+    with open(image, "wb") as f:
+        f.truncate(4 << 30)
+    make = shutil.which("mkfs." + kind)
+    what = ["-t", kind, "-o", "size=2G", kind] if kind == "tmpfs" else ["-o", "loop", image]
+    done = kind == "tmpfs" or make and subprocess.run([make, "-q", image], check=False).returncode == 0
+    done = done and subprocess.run(["mount", *what, top], check=False).returncode == 0
+    try:
+        yield top if done else None
+    finally:
+        if done:
+            subprocess.run(["umount", "-l", top], check=True)
+        os.unlink(image)
+
+
+def test_backings():
+    """The shorter ones of these on other filesystems than where the tests usually run."""
+    if not LONG or not ROOT:
+        return
+    tried = 0
+    for kind in ("tmpfs", "ext4", "xfs", "btrfs"):
+        with filesystem(kind) as top:
+            if not top:
+                print(f"  no {kind} here")
+                continue
+            tried += 1
+            r = subprocess.run([sys.executable, __file__, "test_cases", "test_handles_of_another_mount", "test_pjdfstest",
+                                "test_fsx"], env={**os.environ, "TMPDIR": top}, capture_output=True, text=True, check=False)
+            print(f"  {kind}: " + r.stdout.replace("\n", "\n    ").rstrip())
+            assert r.returncode == 0, (kind, r.stderr)
+    assert tried
 
 
 run(globals())
