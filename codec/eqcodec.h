@@ -442,8 +442,8 @@ int eq_store_probe(int dirfd);
  * Replace the plain file NAME in dirfd by NAME.eqar: encode to a temporary
  * file, copy mode, owner, times and user xattrs, decode and compare with the
  * plain file, sync, rename, sync the directory, and then, if NAME is still the
- * same file (device, inode, size, mtime), remove it. Attributes that are set in the last
- * moment are carried over. Nobody may have it open for
+ * same file (device, inode, size, mtime), remove it. Attributes that are set meanwhile are
+ * carried over; where there are leases, the contents' hash tells that from a write. Nobody may have it open for
  * writing, or mapped: at the beginning and at the swap a lease shows that, upon
  * which the kernel may send SIGIO, to be ignored by the process.
  *

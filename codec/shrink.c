@@ -17,17 +17,21 @@
 #include <unistd.h>
 
 #include "archive_priv.h"
+#include "sha256.h"
 
 #define MAX_HOLES ((uint64_t)1 << 30) /* bytes that are read for nothing without a word, */
 #define HOLES_PER_DATA 15       /* and beyond that, so many for each of data */
 #define LOOKS 1024              /* at extents, before we ask whether to go on */
+#define REHASHES 3              /* of a file that somebody sets attributes of */
+#define REHASH_BYTES ((size_t)1 << 20)
 
 struct shrink {
 	int dirfd, fd, out;
 	const char *name;
 	char tmp[EQ_TMP_NAME_SIZE];
 	char final[NAME_MAX + 1];
-	struct stat st;         /* of the plain file when we began */
+	struct stat st;         /* of the plain file when it was what we encoded */
+	uint8_t sha256[SHA256_DIGEST_LENGTH]; /* of that */
 	bool leased;
 	struct eq_error *err;
 };
@@ -126,6 +130,7 @@ static int shrink_compare(struct shrink *s, const struct eq_run *run)
 		close(fd);
 		return rc;
 	}
+	memcpy(s->sha256, eq_archive_info(a)->sha256, sizeof(s->sha256));
 	rc = eq_archive_compare(a, s->fd, s->name, run, s->err);
 	eq_archive_close(a);
 	return rc;
@@ -146,6 +151,76 @@ static bool same_file(const struct shrink *s, const struct stat *st)
 static bool unchanged(const struct shrink *s, const struct stat *st)
 {
 	return same_file(s, st) && same_mtime(s, st);
+}
+
+/* Does somebody wait for our lease, to write to what he has found under this name? */
+static bool shrink_wanted(const struct shrink *s)
+{
+	return s->leased && fcntl(s->fd, F_GETLEASE) != F_RDLCK;
+}
+
+/* Read it once more: is it what was encoded, and its times those of now? */
+static int rehash(struct shrink *s, const struct eq_run *run)
+{
+	uint64_t size = (uint64_t)s->st.st_size, at, n;
+	uint8_t sha256[SHA256_DIGEST_LENGTH], *buf;
+	struct stat now;
+	SHA256_CTX sha;
+	int rc = 0;
+
+	if (fstat(s->fd, &now) || !unchanged(s, &now))
+		return -EBUSY;
+	buf = malloc(REHASH_BYTES);
+	if (!buf)
+		return -ENOMEM;
+	SHA256_Init(&sha);
+	for (at = 0; !rc && at < size; at += n) {
+		n = size - at < REHASH_BYTES ? size - at : REHASH_BYTES;
+		rc = eq_read_full(s->fd, buf, n, at);
+		if (rc)
+			break;
+		SHA256_Update(&sha, buf, n);
+		if (shrink_wanted(s))
+			rc = -EBUSY;
+		else if (run && run->progress &&
+			 run->progress(run->progress_arg, "rehash", at + n, size))
+			rc = -ECANCELED;
+	}
+	free(buf);
+	SHA256_Final(sha256, &sha);
+	if (!rc && memcmp(sha256, s->sha256, sizeof(sha256)))
+		rc = -EBUSY;
+	if (!rc)
+		s->st = now;
+	return rc == EQ_ECORRUPT ? -EBUSY : rc; /* it got shorter */
+}
+
+/*
+ * Somebody may have set attributes while we encoded, which no time tells from a write
+ * after which the old time was put back. The contents do, read while a lease keeps
+ * writers and their mappings away; shrink_recheck then goes by the times from before
+ * that. Without leases it takes any change for a write.
+ */
+static int shrink_settle(struct shrink *s, const struct eq_run *run,
+			 const struct eq_shrink_hooks *hooks)
+{
+	struct stat now;
+	int tries, rc;
+
+	for (tries = 0; tries < REHASHES; tries++) {
+		if (fstat(s->fd, &now))
+			return failed(s, -errno, "cannot be looked at");
+		if (!unchanged(s, &now) || !eq_time_compare(&now.st_ctim, &s->st.st_ctim))
+			return 0; /* the one is for shrink_recheck to say */
+		rc = shrink_lease(s, hooks);
+		if (rc || !s->leased)
+			return rc;
+		rc = rehash(s, run);
+		fcntl(s->fd, F_SETLEASE, F_UNLCK); /* others may wait in what comes next */
+		if (rc)
+			return failed(s, rc, rc == -EBUSY ? "it changed meanwhile" : "cannot be read again");
+	}
+	return 0;
 }
 
 /* Is NAME still the file that we encoded? The time of change shows a write after which
@@ -179,12 +254,6 @@ static int copy_attributes(struct shrink *s, const struct stat *st)
 	if (futimens(s->out, times))
 		return failed(s, -errno, "cannot keep the times");
 	return 0;
-}
-
-/* Does somebody wait for our lease, to write to what he has found under this name? */
-static bool shrink_wanted(const struct shrink *s)
-{
-	return s->leased && fcntl(s->fd, F_GETLEASE) != F_RDLCK;
 }
 
 /*
@@ -298,6 +367,8 @@ int eq_shrink(int dirfd, const char *name, const struct eq_policy *policy,
 	/* The long sync comes before the swap, which others wait for. */
 	if (!rc && fsync(s.out))
 		rc = failed(&s, -errno, "cannot sync the archive");
+	if (!rc)
+		rc = shrink_settle(&s, run, hooks);
 	if (!rc)
 		rc = shrink_swap(&s, hooks);
 	if (rc)
