@@ -136,6 +136,14 @@ if [ -c /dev/full ]; then
 	"$EQAR" stat --json a.st.eqar >/dev/full 2>.err || got=$?
 	check "stat --json to a full device" [ $got -eq 1 ]
 	says 'eqar: standard output: No space left on device'
+	gen --layers 4 --hidden 64 --vocab 100 many.st
+	expect 0 "$EQAR" pack many.st
+	expect 0 "$EQAR" ls --json many.st.eqar
+	check "more than a buffer" [ "$(wc -c <.out)" -gt 8192 ]
+	got=0
+	"$EQAR" ls --json many.st.eqar >/dev/full 2>.err || got=$?
+	check "ls --json to a full device" [ $got -eq 1 ]
+	says 'eqar: standard output: No space left on device'
 	got=0
 	"$EQAR" unpack -c a.st.eqar >/dev/full 2>.err || got=$?
 	check "unpack -c to a full device" [ $got -eq 1 ]

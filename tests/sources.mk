@@ -4,6 +4,7 @@
 UNIT_TESTS = \
 	tests/unit_archive \
 	tests/unit_cache \
+	tests/unit_cli \
 	tests/unit_coding \
 	tests/unit_dirty \
 	tests/unit_gpu \

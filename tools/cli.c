@@ -15,6 +15,11 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#define MAX_COLUMNS 500         /* of a progress line */
+#define LABEL_LEAST 8           /* of which so many are the label's, at the details' cost */
+#define TAIL_SIZE 96
+#define RATE_SECONDS 5
+
 /* ---- messages ------------------------------------------------------------ */
 
 /* C1 as well (U+0080 to U+009F), which some terminals obey in UTF-8. */
@@ -243,9 +248,8 @@ int eq_cli_json_print(cJSON *obj)
 		eq_cli_error("%s", strerror(ENOMEM));
 		return -ENOMEM;
 	}
-	puts(text);
 	/* Who reads along a pipe wants each file when it is done. */
-	if (fflush(stdout) && !output_errno)
+	if ((puts(text) == EOF || fflush(stdout)) && !output_errno)
 		output_errno = errno;
 	cJSON_free(text);
 	return 0;
@@ -279,37 +283,98 @@ static double seconds_between(const struct timespec *a,
 	       1e-9 * (double)(b->tv_nsec - a->tv_nsec);
 }
 
-static void draw(struct eq_cli_progress *p, uint64_t done, uint64_t total,
-		 double elapsed)
+/* Columns a byte takes on a terminal; of UTF-8, the first counts for the character. */
+static size_t columns(unsigned char c)
 {
-	double rate = elapsed > 0 ? (double)done / elapsed : 0;
-	struct winsize ws;
-	char tail[80];
-	size_t len = strlen(p->label), room = 80;
-	int n;
+	return c < 0x80 ? 1 : c < 0xc0 ? 0 : c < 0xe0 ? 1 : 2;
+}
 
-	n = snprintf(tail, sizeof(tail), ": %s %3u%%  %.0f MB/s", p->phase,
-		     total ? (unsigned)((double)done * 100 / (double)total) : 0,
-		     rate / 1e6);
-	/* The first instants say nothing about the rest. */
-	if (rate > 0 && total >= done && elapsed > 0.5) {
+/* The end of a path tells more than its beginning. */
+static const char *label_end(const char *label, size_t room)
+{
+	const char *s = label + strlen(label), *from = s;
+	size_t n;
+
+	while (s > label) {
+		n = columns((unsigned char)*--s);
+		if (n > room || label + strlen(label) - s > MAX_COLUMNS)
+			break;
+		room -= n;
+		if (n)
+			from = s;
+	}
+	return from;
+}
+
+/* What stands behind the label; the time left goes last, where room is scarce. */
+static int line_tail(char out[TAIL_SIZE], const struct eq_cli_progress *p, uint64_t done,
+		     uint64_t total, double rate, unsigned details)
+{
+	int n = snprintf(out, TAIL_SIZE, ": %s", p->phase);
+
+	if (total)
+		n += snprintf(out + n, TAIL_SIZE - (size_t)n, " %3u%%",
+			      (unsigned)((double)done * 100 / (double)total));
+	if (rate > 0 && details > 1)
+		n += snprintf(out + n, TAIL_SIZE - (size_t)n, "  %.0f MB/s", rate / 1e6);
+	if (rate > 0 && details > 0 && total >= done) {
 		uint64_t s = (uint64_t)((double)(total - done) / rate + 0.5);
 
-		n += snprintf(tail + n, sizeof(tail) - (size_t)n,
-			      "  %llu:%02u:%02u left",
-			      (unsigned long long)(s / 3600),
-			      (unsigned)(s / 60 % 60), (unsigned)(s % 60));
+		n += snprintf(out + n, TAIL_SIZE - (size_t)n, "  %llu:%02u:%02u left",
+			      (unsigned long long)(s / 3600), (unsigned)(s / 60 % 60),
+			      (unsigned)(s % 60));
 	}
+	return n;
+}
+
+static void draw(struct eq_cli_progress *p, uint64_t done, uint64_t total, double rate)
+{
+	char tail[TAIL_SIZE], line[2 * MAX_COLUMNS + 2 * TAIL_SIZE];
+	size_t len, width = 80;
+	const char *label;
+	struct winsize ws;
+	unsigned details = 2;
+	FILE *f;
+
 	if (ioctl(STDERR_FILENO, TIOCGWINSZ, &ws) == 0 && ws.ws_col > 0)
-		room = ws.ws_col;
-	room = room > (size_t)n + 1 ? room - (size_t)n - 1 : 0;
-	fputc('\r', stderr);
-	/* The end of a path tells more than its beginning. */
-	put_plain(stderr, p->label + (len > room ? len - room : 0),
-		  len > room ? room : len);
-	fprintf(stderr, "%s\033[K", tail);
-	fflush(stderr);
+		width = ws.ws_col;
+	if (width > MAX_COLUMNS)
+		width = MAX_COLUMNS;
+	width--; /* the cursor stays on the line */
+	do
+		len = (size_t)line_tail(tail, p, done, total, rate, details);
+	while (len + LABEL_LEAST > width && details--);
+	label = label_end(p->label, width > len ? width - len : 0);
+	f = fmemopen(line, sizeof(line), "w"); /* stderr would write byte by byte */
+	if (!f)
+		return;
+	putc('\r', f);
+	put_plain(f, label, strlen(label));
+	fprintf(f, "%.*s\033[K", (int)width, tail);
+	len = (size_t)ftell(f);
+	fclose(f);
+	fwrite(line, 1, len, stderr);
 	p->shown = true;
+}
+
+static void phase_begin(struct eq_cli_progress *p, const char *what, uint64_t done,
+			const struct timespec *now)
+{
+	snprintf(p->phase, sizeof(p->phase), "%s", what);
+	p->from = p->next = (struct eq_cli_mark){ *now, done };
+}
+
+/* Bytes a second; 0: the first instants say nothing about the rest. */
+static double rate_of(struct eq_cli_progress *p, uint64_t done, const struct timespec *now)
+{
+	double elapsed;
+
+	if (seconds_between(&p->next.at, now) >= RATE_SECONDS) {
+		p->from = p->next;
+		p->next = (struct eq_cli_mark){ *now, done };
+	}
+	elapsed = seconds_between(&p->from.at, now);
+	return elapsed > 0.5 && done > p->from.done ? (double)(done - p->from.done) / elapsed : 0;
 }
 
 int eq_cli_progress_step(void *arg, const char *what, uint64_t done,
@@ -323,15 +388,21 @@ int eq_cli_progress_step(void *arg, const char *what, uint64_t done,
 	if (!p->on)
 		return 0;
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	if (strncmp(p->phase, what, sizeof(p->phase) - 1)) {
-		snprintf(p->phase, sizeof(p->phase), "%s", what);
-		p->start = now;
-	}
+	if (strncmp(p->phase, what, sizeof(p->phase) - 1))
+		phase_begin(p, what, done, &now);
 	if (!p->shown || seconds_between(&p->drawn, &now) >= 0.2) {
-		draw(p, done, total, seconds_between(&p->start, &now));
+		draw(p, done, total, rate_of(p, done, &now));
 		p->drawn = now;
 	}
 	return 0;
+}
+
+void eq_cli_progress_phase(struct eq_cli_progress *p, const char *what)
+{
+	if (!p->on)
+		return;
+	snprintf(p->phase, sizeof(p->phase), "%s", what);
+	draw(p, 0, 0, 0);
 }
 
 /* ---- signals ------------------------------------------------------------- */

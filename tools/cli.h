@@ -49,15 +49,22 @@ int eq_cli_json_print(cJSON *obj);
 
 /* ---- progress ------------------------------------------------------------ */
 
+struct eq_cli_mark {
+	struct timespec at;
+	uint64_t done;
+};
+
 /*
  * One line on stderr when that is a terminal, redrawn at most five times a
- * second. The rate counts from the beginning of the phase `what`.
+ * second, never longer than the terminal is wide. The rate is that of the last
+ * five to ten seconds, or since the beginning of the phase `what`.
  */
 struct eq_cli_progress {
 	const char *label;      /* borrowed: the file */
 	bool on, shown;
 	char phase[16];
-	struct timespec start, drawn;
+	struct timespec drawn;
+	struct eq_cli_mark from, next; /* the rate counts from the one, then the other */
 };
 
 /* quiet: draw nothing, but still notice signals. */
@@ -69,6 +76,8 @@ void eq_cli_progress_clear(struct eq_cli_progress *p);
 /* An eq_progress_fn; arg is the struct above. Nonzero after a signal. */
 int eq_cli_progress_step(void *arg, const char *what, uint64_t done,
 			 uint64_t total);
+/* Show that phase `what`, of which nothing is known, begins. */
+void eq_cli_progress_phase(struct eq_cli_progress *p, const char *what);
 
 /* ---- signals ------------------------------------------------------------- */
 

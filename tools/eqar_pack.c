@@ -231,6 +231,7 @@ static int encode_to(const struct eq_pack *p, struct eq_runner *r, int in_fd,
 		eq_output_abort(&o);
 		return rc;
 	}
+	eq_cli_progress_phase(&r->progress, "sync");
 	rc = eq_output_commit(&o, st, times);
 	if (rc == 0)
 		eq_pack_report(p, r, in, policy, &sum);

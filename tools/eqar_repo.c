@@ -307,6 +307,7 @@ static int restore_swap(struct repo *p, struct eq_archive *a, struct eq_output *
 		goto out;
 	}
 	catch_up(a, attr_fd, fd, &now, times);
+	eq_cli_progress_phase(&p->r->progress, "sync");
 	rc = eq_output_commit(o, &now, times);
 	if (rc) {
 		close(fd);

@@ -150,6 +150,7 @@ static int unpack_file(const struct unpack *u, struct eq_runner *r,
 		return rc;
 	}
 	eq_archive_mtime(a, &times[1]);
+	eq_cli_progress_phase(&r->progress, "sync");
 	rc = eq_output_commit(&o, st, times);
 	if (rc == 0)
 		eq_unpack_report(&u->common, r, out, eq_archive_info(a));
