@@ -50,6 +50,7 @@ SCRIPT_TESTS = \
 	tests/cli_damage.sh \
 	tests/cli_diff.sh \
 	tests/cli_errors.sh \
+	tests/cli_help.py \
 	tests/cli_pack.sh \
 	tests/cli_ratios.sh \
 	tests/cli_repo.sh \
