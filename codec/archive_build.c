@@ -12,6 +12,7 @@
 #include <zstd_errors.h>
 
 #include "archive_priv.h"
+#include "direct.h"
 #include "xxh3.h"
 
 #define PREFIX_LEVEL 9
@@ -25,6 +26,7 @@ struct bytes {
 
 struct eq_build {
 	int fd;
+	struct eq_direct *direct; /* or NULL */
 	uint64_t pos;           /* end of what is written */
 	uint64_t before;        /* and of that before the current tensor */
 	uint64_t begun;         /* end of what is being stored */
@@ -58,7 +60,7 @@ static uint8_t *bytes_grow(struct bytes *b, size_t n)
 	return p;
 }
 
-int eq_build_create(int fd, struct eq_build **out)
+int eq_build_create(int fd, bool direct, struct eq_build **out)
 {
 	struct eq_disk_header h = { .magic = EQ_MAGIC, .major = EQ_FORMAT_MAJOR,
 				    .minor = EQ_FORMAT_MINOR };
@@ -69,10 +71,13 @@ int eq_build_create(int fd, struct eq_build **out)
 	if (!b)
 		return -ENOMEM;
 	b->fd = fd;
+	if (direct)
+		(void)eq_direct_begin(fd, &b->direct);
 	h.xxh3 = XXH3_64bits(&h, offsetof(struct eq_disk_header, xxh3));
-	rc = eq_write_full(fd, &h, sizeof(h), 0);
+	rc = b->direct ? eq_direct_put(b->direct, &h, sizeof(h), 0) :
+			 eq_write_full(fd, &h, sizeof(h), 0);
 	if (rc) {
-		free(b);
+		eq_build_free(b);
 		return rc;
 	}
 	b->pos = sizeof(h);
@@ -84,6 +89,7 @@ void eq_build_free(struct eq_build *b)
 {
 	if (!b)
 		return;
+	eq_direct_free(b->direct);
 	free(b->records.p);
 	free(b->chunks.p);
 	free(b);
@@ -106,6 +112,8 @@ int eq_build_restart(struct eq_build *b)
 	if (b->begun > b->pos)
 		b->begun = b->pos;
 	eq_build_tensor(b, b->tensor);
+	if (b->direct)
+		return eq_direct_back(b->direct, b->pos);
 	/* The gap behind what stays must read as zero. */
 	return ftruncate(b->fd, (off_t)b->pos) ? -errno : 0;
 }
@@ -145,11 +153,23 @@ static int write_chunks(int fd, const struct eq_built *c, size_t n, uint64_t at)
 	return 0;
 }
 
+static int put_chunks(struct eq_direct *d, const struct eq_built *c, size_t n, uint64_t at)
+{
+	size_t i;
+	int rc = 0;
+
+	for (i = 0; i < n && !rc; i++) {
+		rc = eq_direct_put(d, c[i].data, c[i].len, at);
+		at += eq_align(c[i].len, EQ_PART_ALIGN);
+	}
+	return rc;
+}
+
 /* Begin to store what will have to be synced in the end; not each of many small
  * tensors for itself. */
 static void build_sync(struct eq_build *b)
 {
-	if (b->pos - b->begun < SYNC_BYTES)
+	if (b->direct || b->pos - b->begun < SYNC_BYTES)
 		return;
 	sync_file_range(b->fd, (off_t)b->begun, (off_t)(b->pos - b->begun), SYNC_FILE_RANGE_WRITE);
 	b->begun = b->pos;
@@ -165,7 +185,8 @@ int eq_build_chunks(struct eq_build *b, const struct eq_built *c, size_t n)
 		if (b->rec.n_chunks == 0)
 			b->rec.payload_off = eq_align(b->pos, EQ_PAYLOAD_ALIGN);
 		at = b->rec.payload_off + eq_align(b->rec.payload_len, EQ_PART_ALIGN);
-		rc = write_chunks(b->fd, c, now, at); /* gaps read as zero */
+		rc = b->direct ? put_chunks(b->direct, c, now, at) :
+				 write_chunks(b->fd, c, now, at); /* gaps read as zero */
 		if (rc)
 			return rc;
 		for (i = 0; i < now; i++) {
@@ -280,8 +301,11 @@ int eq_build_finish(struct eq_build *b, const struct eq_disk_file *file, const u
 	struct eq_disk_trailer t = { .major = EQ_FORMAT_MAJOR, .minor = EQ_FORMAT_MINOR,
 				     .magic = EQ_MAGIC_END };
 	struct bytes ix = { NULL, 0, 0 };
-	int rc = -ENOMEM;
+	int rc = b->direct ? eq_direct_end(b->direct) : 0;
 
+	if (rc)
+		return rc;
+	rc = -ENOMEM;
 	if (!add_section(&ix, EQ_SEC_FILE, EQ_SEC_CRITICAL, file, sizeof(*file)) ||
 	    add_prefix(&ix, prefix, file->prefix_len) ||
 	    !add_section(&ix, EQ_SEC_PROVENANCE, 0, provenance, strlen(provenance)) ||

@@ -72,6 +72,12 @@ static inline bool eq_checksum_ok(const void *p, size_t len, uint64_t xxh3)
 int eq_read_full(int fd, void *buf, size_t len, uint64_t off);
 int eq_write_full(int fd, const void *buf, size_t len, uint64_t off);
 
+/* buffer.c: aligned to 64 bytes, and large ones in huge pages, which the kernel copies to
+ * and from at half the cost, and hands to a disk in few pieces. NULL: no memory. */
+void *eq_buffer_alloc(size_t size);
+/* At least `size` bytes, *have so far; what was in them is lost. 0 or -ENOMEM. */
+int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size);
+
 /* archive_index.c: fill a from its index. Errors as eq_archive_open. */
 int eq_index_load(struct eq_archive *a, struct eq_error *err);
 /* The plain fields of a plan; no tables. */
@@ -114,7 +120,8 @@ int eq_archive_compare(struct eq_archive *a, int fd, const char *name, const str
 
 /* archive_build.c: the output side. */
 struct eq_build;
-int eq_build_create(int fd, struct eq_build **out);
+/* direct: past the page cache, if that can be. */
+int eq_build_create(int fd, bool direct, struct eq_build **out);
 void eq_build_free(struct eq_build *b);
 /* Begin a tensor's payload (aligned); chunks follow in order. */
 void eq_build_tensor(struct eq_build *b, const struct eq_st_tensor *t);

@@ -36,7 +36,7 @@ static void window_free(struct eq_window *w)
 static int window_alloc(struct eq_window *w)
 {
 	/* An extent may be as long as a chunk may be, and starts aligned. */
-	w->buf = aligned_alloc(64, WINDOW_BYTES + EQ_MAX_CHUNK_BYTES);
+	w->buf = eq_buffer_alloc(WINDOW_BYTES + EQ_MAX_CHUNK_BYTES);
 	w->jobs = calloc(WINDOW_EXTENTS, sizeof(w->jobs[0]));
 	w->errs = calloc(WINDOW_EXTENTS, sizeof(w->errs[0]));
 	return w->buf && w->jobs && w->errs ? 0 : -ENOMEM;

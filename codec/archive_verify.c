@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "archive_priv.h"
+#include "direct.h"
 #include "floats.h"
 #include "sha256.h"
 #include "xxh3.h"
@@ -384,14 +385,22 @@ int eq_archive_match(struct eq_archive *a, int fd, const char *name, const struc
 	return verify(a, fd, name, MATCH, run, NULL, NULL, NULL, err);
 }
 
+struct output {
+	int fd;
+	struct eq_direct *direct; /* or NULL */
+};
+
 static int output_window(void *arg, struct eq_window *w)
 {
-	const int *fd = arg;
-	int rc = eq_write_full(*fd, w->buf, w->len, w->begin);
+	const struct output *o = arg;
+	int rc;
 
+	if (o->direct)
+		return eq_direct_put(o->direct, w->buf, w->len, w->begin);
+	rc = eq_write_full(o->fd, w->buf, w->len, w->begin);
 	/* Begin to store what will have to be synced in the end. */
 	if (!rc)
-		sync_file_range(*fd, (off_t)w->begin, (off_t)w->len, SYNC_FILE_RANGE_WRITE);
+		sync_file_range(o->fd, (off_t)w->begin, (off_t)w->len, SYNC_FILE_RANGE_WRITE);
 	return rc;
 }
 
@@ -399,19 +408,25 @@ int eq_archive_unpack(struct eq_archive *a, int out_fd, const struct eq_run *run
 		      struct eq_error *err)
 {
 	struct hashes h = { .report = NULL };
-	struct eq_consumer consumers[3] = { { hash_content, &h }, { output_window, &out_fd },
+	struct output o = { .fd = out_fd };
+	struct eq_consumer consumers[3] = { { hash_content, &h }, { output_window, &o },
 					    { hash_sha, &h } };
 	int rc;
 
 	rc = hashes_begin(&h, a, true, err);
 	if (!rc && ftruncate(out_fd, (off_t)a->info.size))
 		rc = -errno;
+	if (!rc && run->direct && a->info.size >= EQ_DIRECT_LEAST)
+		(void)eq_direct_begin(out_fd, &o.direct);
 	if (!rc)
 		rc = eq_archive_scan(a, run, "unpack", consumers, h.with_sha ? 3 : 2);
+	if (!rc && o.direct)
+		rc = eq_direct_end(o.direct);
 	if (!rc)
 		rc = hashes_end(&h);
 	if (rc && !h.status)
 		eq_fail(err, rc, "%s: %s", a->name, eq_strerror(rc));
+	eq_direct_free(o.direct);
 	hashes_fini(&h);
 	return rc;
 }

@@ -3,12 +3,19 @@
 #include "config.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "direct.h"
 #include "encode_priv.h"
+
+/* Have the kernel read that far ahead: samples come from there. In steps, since it
+ * takes no more at once. */
+#define AHEAD_BYTES (UINT64_C(256) << 20)
+#define AHEAD_STEP (UINT64_C(512) << 10)
 
 int eq_encode_fail(struct eq_encoder *e, int rc)
 {
@@ -24,17 +31,16 @@ int eq_input_read(struct eq_encoder *e, void *buf, size_t len, uint64_t off)
 	return rc == EQ_ECORRUPT ? -EBUSY : rc; /* it got shorter */
 }
 
-int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size)
+void eq_input_ahead(struct eq_encoder *e, uint64_t from)
 {
-	if (*have >= size)
-		return 0;
-	free(*buf);
-	*have = 0;
-	*buf = aligned_alloc(64, eq_align(size, 64));
-	if (!*buf)
-		return -ENOMEM;
-	*have = size;
-	return 0;
+	uint64_t end = from + AHEAD_BYTES;
+
+	if (end > e->st->file_size)
+		end = e->st->file_size;
+	if (e->ahead < from)
+		e->ahead = from;
+	for (; e->ahead < end; e->ahead += AHEAD_STEP)
+		posix_fadvise(e->fd, (off_t)e->ahead, (off_t)AHEAD_STEP, POSIX_FADV_WILLNEED);
 }
 
 int eq_encode_progress(struct eq_encoder *e)
@@ -222,7 +228,8 @@ int eq_encode(int in_fd, const char *in_name, int out_fd, const struct eq_policy
 		eq_samples_free(&samples);
 	}
 	if (!rc) {
-		rc = eq_build_create(out_fd, &e.build);
+		rc = eq_build_create(out_fd, run->direct && e.st->file_size >= EQ_DIRECT_LEAST,
+				     &e.build);
 		if (rc)
 			eq_encode_fail(&e, rc);
 	}

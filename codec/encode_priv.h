@@ -33,6 +33,7 @@ struct eq_encoder {
 	double lambda;
 	_Atomic uint64_t done;  /* input bytes encoded */
 	pthread_mutex_t progress_lock;
+	uint64_t ahead;         /* how far the kernel was told to read */
 	/* Reused from tensor to tensor. */
 	uint8_t *keep;          /* a tensor to be quantised, or two groups of one */
 	size_t keep_size;
@@ -46,10 +47,11 @@ struct eq_encoder {
 
 /* Input as it was when we began, or -EBUSY; with a message. */
 int eq_input_read(struct eq_encoder *e, void *buf, size_t len, uint64_t off);
+/* Let the kernel read what comes at `from` and next while we do something else. One
+ * thread at a time. */
+void eq_input_ahead(struct eq_encoder *e, uint64_t from);
 /* A message for rc, if there is none yet (those of lower levels have none). */
 int eq_encode_fail(struct eq_encoder *e, int rc);
-/* Make *buf at least size bytes (64-byte aligned, contents lost). */
-int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size);
 /* Tell of progress, from any thread; -ECANCELED if it is to end. */
 int eq_encode_progress(struct eq_encoder *e);
 uint8_t eq_transform_of(int dtype);

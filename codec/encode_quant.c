@@ -363,6 +363,7 @@ static int quant_run(struct quant *q)
 	rc = read_whole(q);
 	if (rc)
 		return rc;
+	eq_input_ahead(e, e->st->prefix_len + q->t->end);
 	eq_pool_for(e->run->pool, 2, prepare, q);
 	rc = q->status[0] ? q->status[0] : q->status[1];
 	if (rc)

@@ -10,7 +10,6 @@
 #include "config.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -23,10 +22,6 @@
 #define BLOCK_ITEMS 128u        /* chunks of a block, at most */
 #define BLOCK_BYTES (UINT64_C(4) << 20) /* little enough for caches to keep it */
 #define BLOCKS 3
-/* Have the kernel read that far ahead: samples come from there. In steps, since it
- * takes no more at once. */
-#define AHEAD_BYTES (UINT64_C(256) << 20)
-#define AHEAD_STEP (UINT64_C(512) << 10)
 #define SERIAL 5                /* stages that are one task */
 /* Beyond what the sample promised by this share, a tensor is coded again. */
 #define MISJUDGED 1.01
@@ -70,7 +65,6 @@ struct stream {
 	size_t n;
 	size_t at;              /* passage and chunk that the next block begins with */
 	uint32_t chunk;
-	uint64_t ahead;         /* how far the kernel was told to read */
 	struct block *block[BLOCKS];    /* in turn */
 	uint8_t *in[2], *out[2];        /* of blocks in turn */
 	size_t in_size[2], out_size[2];
@@ -152,23 +146,11 @@ static void item_choose(struct stream *s, const struct item *i)
 		atomic_store_explicit(&s->choose_status, rc, memory_order_relaxed);
 }
 
-static void read_ahead(struct stream *s, uint64_t from)
-{
-	uint64_t end = from + AHEAD_BYTES;
-
-	if (end > s->e->st->file_size)
-		end = s->e->st->file_size;
-	if (s->ahead < from)
-		s->ahead = from;
-	for (; s->ahead < end; s->ahead += AHEAD_STEP)
-		posix_fadvise(s->e->fd, (off_t)s->ahead, (off_t)AHEAD_STEP, POSIX_FADV_WILLNEED);
-}
-
 static int block_read(struct stream *s, uint32_t g)
 {
 	const struct block *b = block_of(s, g);
 
-	read_ahead(s, b->off);
+	eq_input_ahead(s->e, b->off);
 	return b->len ? eq_input_read(s->e, s->in[g % 2], b->len, b->off) : 0;
 }
 

@@ -312,6 +312,7 @@ typedef int (*eq_progress_fn)(void *arg, const char *what, uint64_t done,
 struct eq_run {                 /* how to run a long operation */
 	struct eq_pool *pool;           /* NULL: the calling thread only */
 	const struct eq_backend *backend; /* NULL: eq_backend_cpu() */
+	bool direct;                    /* a large output goes past the page cache, if it can */
 	eq_progress_fn progress;        /* may be NULL */
 	void *progress_arg;
 };

@@ -20,6 +20,7 @@ EQ_CODEC_SOURCES = \
 	codec/archive_read.c \
 	codec/archive_scan.c \
 	codec/archive_verify.c \
+	codec/buffer.c \
 	codec/encode.c \
 	codec/encode_choose.c \
 	codec/encode_device.c \
@@ -47,6 +48,8 @@ EQ_CODEC_SOURCES = \
 	codec/cpu.c \
 	codec/cpu.h \
 	codec/dequant.c \
+	codec/direct.c \
+	codec/direct.h \
 	codec/floats.h \
 	codec/eqcodec.h \
 	codec/format.h \

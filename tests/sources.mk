@@ -6,6 +6,7 @@ UNIT_TESTS = \
 	tests/unit_cache \
 	tests/unit_cli \
 	tests/unit_coding \
+	tests/unit_direct \
 	tests/unit_dirty \
 	tests/unit_gpu \
 	tests/unit_gpu_emul \

@@ -6,9 +6,11 @@
  */
 #include "config.h"
 
+#include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -108,6 +110,15 @@ static int memory_file(void)
 	return fd;
 }
 
+/* On a filesystem that may know direct I/O. */
+static int disk_file(void)
+{
+	const char *tmp = getenv("TMPDIR");
+	int fd = open(tmp ? tmp : "/var/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+
+	return fd < 0 ? memory_file() : fd;
+}
+
 static void put(int fd, const void *data, size_t len)
 {
 	assert_int_equal(write(fd, data, len), (ssize_t)len);
@@ -147,8 +158,8 @@ static struct file make_file(const struct spec *t, size_t n, uint64_t seed)
 	return f;
 }
 
-/* Encode with n workers; the archive is left open. */
-static struct eq_archive *pack(const struct file *f, unsigned workers, int *fd)
+/* Encode with n workers, to fd; the archive is left open. */
+static struct eq_archive *pack(const struct file *f, unsigned workers, bool direct, int fd)
 {
 	struct eq_pool *pool = NULL;
 	struct eq_error err = { "" };
@@ -156,15 +167,14 @@ static struct eq_archive *pack(const struct file *f, unsigned workers, int *fd)
 	struct eq_policy policy;
 	struct eq_archive *a;
 
-	*fd = memory_file();
 	eq_policy_init(&policy);
 	if (workers)
 		assert_int_equal(eq_pool_create(workers, &pool), 0);
-	struct eq_run run = { .pool = pool };
+	struct eq_run run = { .pool = pool, .direct = direct };
 
-	if (eq_encode(f->fd, "in", *fd, &policy, &run, &sum, &err))
+	if (eq_encode(f->fd, "in", fd, &policy, &run, &sum, &err))
 		fail_msg("%s", err.text);
-	if (eq_archive_open(dup(*fd), "A", &a, &err) ||
+	if (eq_archive_open(dup(fd), "A", &a, &err) ||
 	    eq_archive_verify(a, f->fd, "in", &run, NULL, NULL, NULL, &err))
 		fail_msg("%s", err.text);
 	eq_pool_free(pool);
@@ -186,19 +196,19 @@ static void assert_same(int a, int b)
 	munmap(y, (size_t)size);
 }
 
-/* Encode with and without threads, compare. */
-static struct eq_archive *pack_both(const struct spec *t, size_t n)
+/* Encode with and without threads, and past the page cache; compare. */
+static struct eq_archive *pack_all(const struct spec *t, size_t n)
 {
 	struct file f = make_file(t, n, 42);
-	struct eq_archive *a, *b;
-	int fd[2];
+	int fd[3] = { memory_file(), memory_file(), disk_file() }, i;
+	struct eq_archive *a = pack(&f, 0, false, fd[0]);
 
-	a = pack(&f, 0, &fd[0]);
-	b = pack(&f, 3, &fd[1]);
+	eq_archive_close(pack(&f, 3, false, fd[1]));
+	eq_archive_close(pack(&f, 2, true, fd[2]));
 	assert_same(fd[0], fd[1]);
-	eq_archive_close(b);
-	close(fd[0]);
-	close(fd[1]);
+	assert_same(fd[0], fd[2]);
+	for (i = 0; i < 3; i++)
+		close(fd[i]);
 	close(f.fd);
 	return a;
 }
@@ -226,7 +236,7 @@ static void test_samples(void **state)
 		{ "BF16", UNITS, fill_speck }, { "BF16", UNITS, fill_drift },
 		{ "U16", UNITS, fill_noise }, { "U16", UNITS, fill_count },
 	};
-	struct eq_archive *a = pack_both(t, sizeof(t) / sizeof(*t));
+	struct eq_archive *a = pack_all(t, sizeof(t) / sizeof(*t));
 
 	(void)state;
 	assert_codec(a, 0, "planes");
@@ -264,8 +274,22 @@ static void test_many(void **state)
 		t[i] = (struct spec){ i % 3 ? "BF16" : "I16", rnd(&seed) % most, fill[rnd(&seed) % 4] };
 	}
 	t[11].units = 3 * CHUNK + 1;
-	a = pack_both(t, TENSORS);
+	a = pack_all(t, TENSORS);
 	assert_int_equal(eq_archive_info(a)->n_tensors, TENSORS);
+	eq_archive_close(a);
+}
+
+/* Large enough to be written directly; one tensor is taken back, out of the file. */
+static void test_direct(void **state)
+{
+	static const struct spec t[] = {
+		{ "U16", 8 * UNITS, fill_noise }, { "BF16", 4 * UNITS, fill_unlike },
+		{ "U16", 5 * UNITS, fill_noise },
+	};
+	struct eq_archive *a = pack_all(t, sizeof(t) / sizeof(*t));
+
+	(void)state;
+	assert_true(share(a, 1) < 0.66);
 	eq_archive_close(a);
 }
 
@@ -273,6 +297,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test(test_samples),
+		cmocka_unit_test(test_direct),
 		cmocka_unit_test(test_many),
 	};
 

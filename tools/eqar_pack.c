@@ -310,6 +310,7 @@ static int pack_run(const struct eq_pack *p, bool recursive, int n, char **args)
 
 	if (eq_runner_init(&r, &p->common))
 		return EQ_EXIT_FAIL;
+	r.run.direct = !recursive; /* there it is read again at once */
 	eq_cli_catch_signals();
 	if (!recursive)
 		status = pack_file(p, &r, args[0], n > 1 ? args[1] : NULL);

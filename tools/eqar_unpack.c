@@ -200,6 +200,7 @@ static int unpack_run(const struct unpack *u, int n, char **args)
 
 	if (eq_runner_init(&r, &u->common))
 		return EQ_EXIT_FAIL;
+	r.run.direct = !u->recursive; /* there it is read again at once */
 	eq_cli_catch_signals();
 	if (!u->recursive)
 		status = unpack_one(u, &r, args[0], n > 1 ? args[1] : NULL);
