@@ -254,6 +254,8 @@ static void encode(struct eq_compact *c, struct eq_node *n)
 		if (!c->stop) /* its mark has gone, which is a change to its inode */
 			eq_notify_changed(fs, n);
 	}
+	if (!c->stop) /* its times have changed, and with some filesystems its size */
+		eq_notify_changed(fs, parent);
 out:
 	eq_node_unref(&fs->nodes, parent);
 }

@@ -102,6 +102,16 @@ def test_rename_directory():
             os.rmdir(p("dd/e"))
 
 
+def test_directory_of_encoded():
+    """The times of a directory in which a file was encoded are not those of before."""
+    with Mount(scratch("dirtimes")) as m:
+        os.mkdir(m.path("d"))
+        save_file(model(1), m.path("d/m"))
+        poll("encoded", lambda: os.stat(m.path("d")) and m.state("d/m") == "archived")
+        now, disk = os.stat(m.path("d")), os.stat(m.disk("d"))
+        assert (now.st_mtime_ns, now.st_ctime_ns, now.st_size) == (disk.st_mtime_ns, disk.st_ctime_ns, disk.st_size)
+
+
 def test_unlink():
     with Fixture("unlink") as f:
         p = f.m.path
