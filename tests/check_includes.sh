@@ -29,7 +29,7 @@ allow codec 'NOTHING'
 allow fs 'eqcodec\.h'
 allow gpu '(eqcodec|backend|backend_encode|format|floats|quant_level)\.h'
 allow lib '(eqcodec|backend|gpu_load)\.h'
-allow tools '(eqcodec|eqfs|gpu_load|backend)\.h'
+allow tools '(eqcodec|eqfs|gpu_load|backend|utf8)\.h'
 
 # FUSE stays in fs/ and tools/eqfs.c; CUDA stays in gpu/.
 if grep -nE '#[[:space:]]*include[[:space:]]*<fuse' codec/* gpu/* lib/* 2>/dev/null; then bad=1; fi

@@ -108,6 +108,10 @@ check "the others are listed" grep -q lm_head .out
 bad=$(printf 'x\ny')
 cp config.json "$bad"
 fails 'eqar: x?y: *' pack "$bad"
+# JSON is UTF-8, whatever a name is.
+cp a.st "$(printf 'x\377\303\251\355\240\200y')"
+expect 0 "$EQAR" pack --json "$(printf 'x\377\303\251\355\240\200y')"
+check "U+FFFD for what is no UTF-8" holds 'd["file"] == "x\ufffd\xe9\ufffd\ufffd\ufffdy"' .out
 # What terminals obey: ESC, and U+009B, which means the same.
 gen --tensor "$(printf 'a\033[31mb\302\2332Jc'):U8:16:bytes" escape.st
 expect 0 "$EQAR" pack escape.st

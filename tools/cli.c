@@ -15,6 +15,8 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include "utf8.h"
+
 #define MAX_COLUMNS 500         /* of a progress line */
 #define LABEL_LEAST 8           /* of which so many are the label's, at the details' cost */
 #define TAIL_SIZE 96
@@ -162,39 +164,6 @@ void eq_cli_json_number(cJSON *obj, const char *key, double value)
 		cJSON_AddNullToObject(obj, key);
 }
 
-/* Length of the UTF-8 sequence at s (RFC 3629, table of section 4), or 0. */
-static size_t utf8_len(const unsigned char *s, size_t left)
-{
-	unsigned char lo = 0x80, hi = 0xbf;
-	size_t n;
-
-	if (s[0] < 0x80)
-		return 1;
-	if (s[0] >= 0xc2 && s[0] <= 0xdf) {
-		n = 2;
-	} else if (s[0] >= 0xe0 && s[0] <= 0xef) {
-		n = 3;
-		if (s[0] == 0xe0)
-			lo = 0xa0;
-		if (s[0] == 0xed)
-			hi = 0x9f;
-	} else if (s[0] >= 0xf0 && s[0] <= 0xf4) {
-		n = 4;
-		if (s[0] == 0xf0)
-			lo = 0x90;
-		if (s[0] == 0xf4)
-			hi = 0x8f;
-	} else {
-		return 0;
-	}
-	if (left < n || s[1] < lo || s[1] > hi)
-		return 0;
-	for (size_t i = 2; i < n; i++)
-		if ((s[i] & 0xc0) != 0x80)
-			return 0;
-	return n;
-}
-
 /* cJSON's strings end at NUL and pass any byte on, so we write the literal. */
 cJSON *eq_cli_json_text(const char *s, size_t len)
 {
@@ -206,11 +175,11 @@ cJSON *eq_cli_json_text(const char *s, size_t len)
 		return NULL;
 	*o++ = '"';
 	for (size_t i = 0; i < len;) {
-		size_t n = utf8_len(in + i, len - i);
+		uint32_t ch;
+		size_t n = eq_utf8_next(in + i, len - i, &ch);
 
-		if (n == 0) {
+		if (ch > 0x10ffff) {
 			o = stpcpy(o, "\xef\xbf\xbd");
-			n = 1;
 		} else if (in[i] < 0x20 || in[i] == 0x7f) {
 			o += sprintf(o, "\\u%04x", in[i]);
 		} else if (in[i] == '"' || in[i] == '\\') {
