@@ -50,15 +50,16 @@ def cgroup_top():
     return next((t for t in tops if os.access(t, os.W_OK)), None)
 
 
-def prefix(build):
+def configured(build, name):
     with open(os.path.join(build, "config.log"), encoding="utf-8") as f:
-        return next(line.split("'")[1] for line in f if line.startswith("prefix='"))
+        return next(line.split("'")[1] for line in f if line.startswith(name + "='"))
 
 
 def lacking(build):
     """Why there can be none here, or None."""
-    if prefix(build) not in ("/usr", "/usr/local"):
-        return "systemd does not look for units in " + prefix(build)
+    prefix = configured(build, "prefix")
+    if prefix not in ("/usr", "/usr/local"):
+        return "systemd does not look for units in " + prefix
     if os.geteuid():
         return "not root"
     if not os.path.exists(INIT) or not shutil.which("unshare"):
