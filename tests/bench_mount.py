@@ -3,9 +3,10 @@
 """How fast a mounted archive is read, in one run beside the raw file on the same disk, an
 in-memory file served by the same libfuse (the ceiling), and other compressing filesystems
 that hold the same file. GB/s (1e9 bytes) or 64 KiB reads a second, medians, and ratios to
-the raw file in the same state and to the ceiling. An archive that is cached is measured in
-turns with the ceiling. CPU: seconds that the daemon uses for a GB of the first column. Where
-a GPU is, archives are read with gpu=off and with gpu=auto.
+the raw file in the same state and to the ceiling. These and all archives are read in turns,
+half a GiB at a time (bench_read.py says why). CPU: seconds that the daemon uses for a GB of
+the first column; busy: how much of all cores' time was used meanwhile. Where a GPU is,
+archives are read with gpu=off and with gpu=auto.
 
 Environment:
   EQFS_BENCH_MB    size of the model, default 4096
@@ -15,12 +16,13 @@ Environment:
                    a cgroup): where the disk is somebody else's memory, nothing is cold
   EQFS_BENCH_DIR   where files go, which needs four times the size; with EQFS_BENCH_KEEP=1
                    they stay there and the next run takes them as they are
-  EQFS_BENCH_ROWS  a regular expression: only rows of these names, beside the raw file and
-                   the ceiling
+  EQFS_BENCH_ROWS  a regular expression: only rows whose "NAME, STATE" has it, and what they
+                   are compared to
   EQFS_BENCH_OPTS  mount options of eqfs
 
 With EQFS_BENCH_RUNS=1 all takes some eight minutes on two cores."""
 
+import contextlib
 import ctypes
 import os
 import re
@@ -32,7 +34,7 @@ from pathlib import Path
 
 from bench_disk import Held
 from bench_peers import PEERS, Mounted
-from bench_read import WAYS, cached, cold, forget, measure, measure_beside, warm
+from bench_read import WAYS, Subject, forget, measure
 
 EQFS, EQAR, CEILING = os.environ["EQFS"], os.environ["EQAR"], os.environ["EQFS_BENCH_FUSE"]
 MB = int(os.environ.get("EQFS_BENCH_MB", "4096"))
@@ -43,9 +45,9 @@ WANTED = re.compile(os.environ.get("EQFS_BENCH_ROWS", ""))
 OPTIONS = os.environ.get("EQFS_BENCH_OPTS", "")
 NAME = "model.safetensors"
 HOT = 32 << 20
+MEMORY = 1 << 30      # beyond any cache, and less of the machine's than the file would take
 ARCHIVES = {"lossless": [], "4 bits": ["--bits", "4"], "2 bits": ["--bits", "2"]}
-STATES = {"cold": cold, "cached": cached, "warm": warm}
-CELLS = [*WAYS, "CPU"]
+CELLS = [*WAYS, "CPU", "busy"]
 
 
 class Table:
@@ -56,12 +58,12 @@ class Table:
         heads = "".join(f"{h:>8}" for h in CELLS)
         print(f"{'':36}{heads}   ratios to the raw file, and to the ceiling")
 
-    def add(self, name, state, row, ceiling="ceiling"):
+    def add(self, name, state, row):
         self.rows[name, state] = row
         cells = "".join(f"{row[w]:8.0f}" if w == "64K/s" else f"{row[w]:8.2f}" if w in row else f"{'':8}"
                         for w in CELLS)
         print(f"{f'{name}, {state}':36}{cells}  {self.against('raw', state, row)}"
-              f"{self.against(ceiling, 'cached', row)}", flush=True)
+              f"{self.against('ceiling', 'cached', row)}", flush=True)
 
     def against(self, base, state, row):
         base = self.rows.get((base, state))
@@ -107,42 +109,49 @@ def make_model(tmp):
 
 
 class Ceiling:
-    """The file in memory, or with `window` one whose bytes come from that much."""
+    """A file whose bytes come from so much memory, again and again."""
 
-    def __init__(self, tmp, size, window=None):
+    def __init__(self, tmp, size, window):
         self.point = tmp / "ceiling"
         self.path = self.point / NAME
-        self.command = [CEILING, str(self.point), NAME, str(size), str(window or size)]
+        self.command = [CEILING, str(self.point), NAME, str(size), str(min(size, window))]
 
+    @contextlib.contextmanager
     def mount(self):
-        return Mounted(self.command, self.point)
-
-    def subject(self):
-        return self.path, self.path, lambda path, _: forget(path)
+        with Mounted(self.command, self.point) as m:
+            yield Subject(self.path, self.path, "cached", m.cpu)
 
 
-def measure_mount(table, name, state, bring, point, archive, options, ceiling):
-    # A mount of its own: nothing decoded is left of the state before.
-    with Mounted([EQFS, "-f", "-q", *(["-o", options] if options else []), archive.parent, point], point) as m:
-        subjects = [(point / NAME, archive, bring, m.cpu)]
-        if state == "cached":
-            subjects.insert(0, ceiling.subject())
-        *beside, row = measure_beside(subjects, RUNS)
-    for other in beside:
-        table.add(f"ceiling of {name}", state, other)
-    table.add(name, state, row, f"ceiling of {name}")
+def wanted(name, *states):
+    return any(WANTED.search(f"{name}, {state}") for state in states)
 
 
-def measure_eqfs(table, tmp, model, name, ceiling):
+def pack(tmp, model, name):
     store = tmp / f"store.{name.replace(' ', '')}"
     store.mkdir(exist_ok=True)
     archive = store / f"{NAME}.eqar"
     if not archive.exists():
         subprocess.run([EQAR, "pack", "-q", *ARCHIVES[name], model, archive], check=True)
-    print(f"-- eqfs {name}: {archive.stat().st_size / model.stat().st_size:.1%} of the size")
-    for gpu, options in gpu_options().items():
-        for state, bring in STATES.items():
-            measure_mount(table, name + gpu, state, bring, tmp / "mnt", archive, options, ceiling)
+    print(f"-- eqfs {name}: {archive.stat().st_size / model.stat().st_size:.1%} of the size", flush=True)
+    return archive
+
+
+def measure_archives(table, tmp, beside, archives, state):
+    """All archives in turns with the subject `beside`, (name, subject)."""
+    rows = [(name + gpu, archive, options) for name, archive in archives.items()
+            for gpu, options in gpu_options().items() if wanted(name + gpu, state)]
+    if not rows and not any(wanted(peer.name, state) for peer in PEERS):
+        return
+    subjects = {beside[0]: beside[1]}
+    with contextlib.ExitStack() as mounts:
+        # Mounts of their own: nothing decoded is left of the state before.
+        for name, archive, options in rows:
+            point = tmp / f"mnt.{len(subjects)}"
+            command = [EQFS, "-f", "-q", *(["-o", options] if options else []), archive.parent, point]
+            m = mounts.enter_context(Mounted(command, point))
+            subjects[name] = Subject(point / NAME, archive, state, m.cpu)
+        for name, row in zip(subjects, measure(list(subjects.values()), RUNS)):
+            table.add(name, state, row)
 
 
 def measure_peer(table, tmp, model, peer):
@@ -154,8 +163,23 @@ def measure_peer(table, tmp, model, peer):
     print(f"-- {peer.name}: {image.stat().st_blocks * 512 / model.stat().st_size:.1%} of the size")
     point = tmp / "peer"
     with peer.mount(image, point):
-        for state in ("cold", "cached"):
-            table.add(peer.name, state, measure(point / NAME, image, STATES[state], RUNS, PEER_SECONDS))
+        for state in filter(lambda state: wanted(peer.name, state), ("cold", "cached")):
+            table.add(peer.name, state, *measure([Subject(point / NAME, image, state)], RUNS, PEER_SECONDS))
+
+
+def bounds(table):
+    """What the cores could give if a read cost what FUSE alone takes and what the daemon spends in
+    user space, nearly all of it decoding. CPU seconds a GB."""
+    ceiling = table.rows["ceiling", "cached"]
+    cores = len(os.sched_getaffinity(0))
+    print(f"bounds by {cores} cores, archive cached: FUSE alone + decoding, CPU s/GB")
+    for name in (n + gpu for n in ARCHIVES for gpu in gpu_options()):
+        row = table.rows.get((name, "cached"))
+        for way in ("read", "mmap", "direct", "4 read") if row else ():
+            fuse, decoding = ceiling["cost"][way][0], row["cost"][way][2]
+            most = min(ceiling[way], cores / (fuse + decoding))
+            print(f"  {f'{name}, {way}':30} {fuse:.2f} + {decoding:.2f}: {most:.2f} GB/s, {most / ceiling[way]:.2f} of the "
+                  f"ceiling; reached {row[way] / most:.0%} of that, with {row['cost'][way][0]:.2f}")
 
 
 def goals(table):
@@ -166,7 +190,7 @@ def goals(table):
              for _, r in rows]
     fuse = [(f"{r}, cached against {p}", (r, "cached"), (p, "cached"), "64K/s", 1.0)
             for _, r in rows for p in ("squashfuse 128K", "squashfuse 1M", "squashfuse_ll 1M")]
-    ceiling = [(f"{r}, cached against the ceiling", (r, "cached"), (f"ceiling of {r}", "cached"), w,
+    ceiling = [(f"{r}, cached against the ceiling", (r, "cached"), ("ceiling", "cached"), w,
                 0.7 if n == "lossless" else 0.8)
                for n, r in rows for w in ("read", "mmap", "direct", "4 read")]
     raw = [(f"{r}, cold against raw", (r, "cold"), ("raw", "cold"), w, 1.0 if n == "lossless" else 1.6)
@@ -182,21 +206,24 @@ def run(tmp):
     size = model.stat().st_size
     head(size)
     table = Table()
+    archives = {name: pack(tmp, model, name) for name in ARCHIVES
+                if any(wanted(name + gpu, "cold", "cached", "warm") for gpu in gpu_options())}
     with Held(tmp, DISK):
-        table.add("raw", "cold", measure(model, model, cold, RUNS))
-        table.add("raw", "warm", measure(model, model, warm, RUNS))
+        for state in ("cold", "warm"):
+            measure_archives(table, tmp, ("raw", Subject(model, model, state)), archives, state)
         forget(model)
-        hot = Ceiling(tmp, size, HOT)
-        with hot.mount():
-            table.add("ceiling, hot", "cached", *measure_beside([hot.subject()], RUNS))
-        ceiling = Ceiling(tmp, size)
-        with ceiling.mount():
-            table.add("ceiling", "cached", *measure_beside([ceiling.subject()], RUNS))
-            for name in filter(WANTED.search, ARCHIVES):
-                measure_eqfs(table, tmp, model, name, ceiling)
+        if wanted("ceiling, hot", "cached"):
+            with Ceiling(tmp, size, HOT).mount() as subject:
+                table.add("ceiling, hot", "cached", *measure([subject], RUNS))
+        with Ceiling(tmp, size, MEMORY).mount() as subject:
+            measure_archives(table, tmp, ("ceiling", subject), archives, "cached")
+        for archive in archives.values():
+            forget(archive)
         for peer in PEERS:
-            if WANTED.search(peer.name):
+            if wanted(peer.name, "cold", "cached"):
                 measure_peer(table, tmp, model, peer)
+    if ("ceiling", "cached") in table.rows:
+        bounds(table)
     goals(table)
 
 
