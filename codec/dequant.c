@@ -94,12 +94,18 @@ static size_t pair_map16_c(const uint8_t *pair, size_t blocks,
 	uint8_t *o = out;
 
 	for (; blocks; blocks--, pair += 64, o += 256) {
-		for (unsigned j = 0; j < 64; j++) {
-			unsigned low = pair[j] & 15, high = pair[j] >> 4;
+		for (unsigned j = 0; j < 64; j += 8) { /* as in pair_expand_c */
+			uint64_t v, low[2] = { 0 }, high[2] = { 0 };
 
-			memcpy(o + 2 * j, &lut[low], 2);
-			memcpy(o + 128 + 2 * j, &lut[high], 2);
-			escapes += (low == 15) + (high == 15);
+			memcpy(&v, pair + j, 8);
+			escapes += eq_fifteens(v);
+#pragma GCC unroll 8
+			for (unsigned i = 0; i < 8; i++, v >>= 8) {
+				low[i / 4] |= (uint64_t)lut[v & 15] << i % 4 * 16;
+				high[i / 4] |= (uint64_t)lut[v >> 4 & 15] << i % 4 * 16;
+			}
+			memcpy(o + 2 * j, low, 16);
+			memcpy(o + 2 * j + 128, high, 16);
 		}
 	}
 	return escapes;

@@ -115,6 +115,15 @@ void eq_merge_c(const uint8_t *const *plane, size_t from, size_t n, bool rotate,
 		void *units, unsigned unit);
 void eq_map16_c(const uint8_t *sym, size_t n, const uint16_t lut[256], void *out);
 
+/* How many of 16 nibbles are 15. */
+static inline unsigned eq_fifteens(uint64_t v)
+{
+	v &= v >> 1;
+	v &= v >> 2 & UINT64_C(0x1111111111111111);
+	v = (v & UINT64_C(0x0101010101010101)) + (v >> 4 & UINT64_C(0x0101010101010101));
+	return (unsigned)(v * UINT64_C(0x0101010101010101) >> 56);
+}
+
 /* Parts of the tables, by source file. */
 void eq_split_init_c(struct eq_kernels *k);
 void eq_split_init_avx2(struct eq_kernels *k);

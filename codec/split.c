@@ -103,18 +103,26 @@ static void merge8_c(const uint8_t *const *plane, size_t n, bool rotate,
 	memcpy(units, plane[0], n);
 }
 
+/* Eight pairs at once: bytes stored here and there by turns take longer than to put
+ * them together (rans.c). */
 static size_t pair_expand_c(const uint8_t *pair, size_t blocks,
 			    const uint8_t nibble[16], uint8_t *out)
 {
 	size_t escapes = 0;
 
 	for (; blocks; blocks--, pair += 64, out += 128) {
-		for (unsigned j = 0; j < 64; j++) {
-			unsigned low = pair[j] & 15, high = pair[j] >> 4;
+		for (unsigned j = 0; j < 64; j += 8) {
+			uint64_t v, low = 0, high = 0;
 
-			out[j] = nibble[low];
-			out[j + 64] = nibble[high];
-			escapes += (low == 15) + (high == 15);
+			memcpy(&v, pair + j, 8);
+			escapes += eq_fifteens(v);
+#pragma GCC unroll 8
+			for (unsigned b = 0; b < 64; b += 8) {
+				low |= (uint64_t)nibble[v >> b & 15] << b;
+				high |= (uint64_t)nibble[v >> (b + 4) & 15] << b;
+			}
+			memcpy(out + j, &low, 8);
+			memcpy(out + j + 64, &high, 8);
 		}
 	}
 	return escapes;
