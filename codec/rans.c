@@ -25,9 +25,6 @@ union lanes {
 	v4 v[EQ_LANES / 4];
 };
 
-#define EACH_LANE(l)                                                           \
-	_Pragma("GCC unroll 32") for (unsigned l = 0; l < EQ_LANES; l++)
-
 /* A number in a register: compilers would put four together, at some cost. */
 static inline uint32_t apart(uint32_t a)
 {
@@ -40,11 +37,11 @@ struct lane_states {
 	union lanes y, low;     /* before they take words; all ones if one is due */
 };
 
-static inline void find_entries(const union lanes *x, const uint32_t *slot,
-				union lanes *e)
+/* The entries of four states. */
+static inline v4 find_entries(const uint32_t *slot, const uint32_t *x)
 {
-	EACH_LANE(l)
-		e->u[l] = apart(slot[x->u[l] & 4095]);
+	return (v4){ slot[x[0] & 4095], slot[x[1] & 4095], slot[x[2] & 4095],
+		     slot[x[3] & 4095] };
 }
 
 static inline void advance(struct lane_states *s, const union lanes *e)
@@ -58,14 +55,25 @@ static inline void advance(struct lane_states *s, const union lanes *e)
 	}
 }
 
-/* How many words were taken. */
-static inline uint32_t take_words(struct lane_states *s, const uint16_t *next)
+/* Also finds the entries for the next step, while the states are in registers.
+ * Returns how many words were taken. */
+static inline uint32_t take_words(struct lane_states *s, const uint16_t *next,
+				  const uint32_t *slot, union lanes *e)
 {
 	uint32_t n = 0;
 
-	EACH_LANE(l) {
-		s->x.u[l] = apart(s->y.u[l] | (next[n] & s->low.u[l]));
-		n -= s->low.u[l];
+#pragma GCC unroll 8
+	for (unsigned i = 0; i < EQ_LANES / 4; i++) {
+		uint32_t x[4];
+
+#pragma GCC unroll 4
+		for (unsigned j = 0; j < 4; j++) {
+			unsigned l = 4 * i + j;
+
+			s->x.u[l] = x[j] = apart(s->y.u[l] | (next[n] & s->low.u[l]));
+			n -= s->low.u[l];
+		}
+		e->v[i] = find_entries(slot, x);
 	}
 	return n;
 }
@@ -84,15 +92,18 @@ static inline void put_symbols(const union lanes e[4], uint8_t *out)
 static void decode_one(struct eq_rans_dec *d, uint8_t *out, size_t groups)
 {
 	const uint16_t *next = d->next;
+	const uint32_t *slot = d->table->slot;
 	struct lane_states s;
-	union lanes e[4];
+	union lanes e[5];       /* the last one is the next group's first */
 
 	memcpy(&s.x, d->x, sizeof(s.x));
+	for (unsigned i = 0; i < EQ_LANES / 4; i++)
+		e[4].v[i] = find_entries(slot, s.x.u + 4 * i);
 	for (; groups; groups--, out += EQ_GROUP) {
+		e[0] = e[4];
 		for (unsigned t = 0; t < 4; t++) {
-			find_entries(&s.x, d->table->slot, &e[t]);
 			advance(&s, &e[t]);
-			next += take_words(&s, next);
+			next += take_words(&s, next, slot, &e[t + 1]);
 		}
 		put_symbols(e, out);
 		if (next > d->end) {
