@@ -72,6 +72,45 @@ struct eq_quant_tally {
 	int64_t outliers;
 };
 
+/*
+ * Statistics of a row by whose help eight scales next to each other are evaluated at
+ * once; see quant_eight.c. Of bins and all above: how many units there are, and what they
+ * weigh, in two parts: 11 bits and the 16 above.
+ */
+#define EQ_PLANE_OCTAVE 128     /* bins: one value of bfloat16 each */
+#define EQ_PLANE_WINDOW 12      /* octaves below that of the greatest unit */
+#define EQ_PLANE_END ((EQ_PLANE_WINDOW + 2) * EQ_PLANE_OCTAVE)
+#define EQ_PLANE_BINS (EQ_PLANE_END + 6 * EQ_PLANE_OCTAVE)      /* levels look beyond */
+#define EQ_PLANE_BITS 11
+#define EQ_PLANE_FINE ((1u << EQ_PLANE_BITS) - 1)
+#define EQ_PLANE_SUMS ((1u << (EQ_PLANE_BITS + 16)) - 1)
+struct eq_quant_planes {
+	uint16_t count[EQ_PLANE_BINS], fine[EQ_PLANE_BINS], coarse[EQ_PLANE_BINS];
+};
+
+/*
+ * Eight scales of neighbouring mantissas. Where level j + 1 begins, the first scale looks
+ * up a bin that is at[j][0] bytes behind `bin`, and each that of the 16 from there that
+ * mask[j][0] picks: as places of bytes in the first half or the second, or 0x80. [1] is
+ * where its value lies.
+ */
+struct eq_quant_eight {
+	const struct eq_quant_planes *planes;
+	const uint8_t (*mask)[2][32];
+	const uint32_t (*at)[2];
+	int64_t bin;
+	unsigned levels;
+	unsigned run;           /* levels whose counts, times 1 to so many, fit in 16 bits */
+	unsigned more;          /* octaves in which levels 9 to 16 recur (fp8) */
+	double first, width;    /* a step with scale i is (first + i) * width */
+	double unit, nu;        /* value of 1 in a sum; price of a step of rate */
+};
+
+struct eq_quant_costs {
+	double dist[8], rate[8];        /* distortion less S(0), rate times its price */
+	int32_t crossed[8];             /* V in steps */
+};
+
 struct eq_quant_ops {
 	const char *isa;
 
@@ -104,6 +143,19 @@ struct eq_quant_ops {
 	/* n <= EQ_TALLY units with a scale and its inverse. */
 	void (*tally)(const void *w, int dtype, enum eq_qformat format, size_t n, float inv,
 		      float scale, struct eq_quant_tally *t);
+
+	/*
+	 * Planes of the bins from `to` up to the end from their counts, which become zero.
+	 * Bin i is of pattern off + i; pattern lowest + i weighs 128 + i % 128 times 2 to the
+	 * power of i / 128. `to` and `off` are multiples of 16, `lowest` is one of 128. There
+	 * are less than 32768 units, which weigh less than 2^27. NULL, as is eight(), where that
+	 * is no gain.
+	 */
+	void (*planes)(struct eq_quant_planes *p, uint16_t *count, uint32_t to, uint32_t off,
+		       uint32_t lowest);
+
+	/* Returns the least of eight costs. */
+	double (*eight)(const struct eq_quant_eight *e, struct eq_quant_costs *c);
 };
 
 extern const struct eq_quant_ops eq_quant_ops_c;

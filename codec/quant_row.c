@@ -105,16 +105,11 @@ static void row_extend(struct eq_row *r, uint32_t bin)
 	}
 }
 
-static unsigned first_octave(const struct eq_row *r)
-{
-	return r->format == EQ_Q_FP8 ? 10 : 1;  /* of m_1: 2^-10, 2^-1 */
-}
-
 /* The bin that b_1 is in, or is the first of. */
 static int64_t first_bin(const struct eq_row *r, uint32_t bits)
 {
 	uint32_t octave = bits / EQ_ROW_OCTAVE + r->lift, m = bits % EQ_ROW_OCTAVE;
-	int64_t p = ((int64_t)octave - first_octave(r)) * octaves(r, 1) +
+	int64_t p = ((int64_t)octave - eq_row_first_octave(r)) * octaves(r, 1) +
 		    (m << (r->mant - 7));
 
 	return p - r->off;
@@ -152,14 +147,6 @@ static void row_reach(struct eq_row *r, int64_t bin)
 
 /* ---- places of levels ---------------------------------------------------- */
 
-/* A row of the table: where levels begin among the bins, and behind it where their
- * values lie, as twice the distance from the bin of b_1 with the same octave and the
- * mantissa zero. */
-static unsigned place_levels(const struct eq_row *r)
-{
-	return r->format == EQ_Q_FP8 ? 16 : 128;
-}
-
 /* Bits of the least magnitude that is not below level j. Its product with inv decides,
  * and of a tie, which level is even; rounding moves it by two of its last places at
  * most. */
@@ -180,14 +167,14 @@ static uint16_t place_of(const struct eq_row *r, uint32_t u)
 {
 	uint32_t shift = 23 - r->mant, up = r->exact ? (1u << shift) - 1 : 0;
 
-	return (uint16_t)(2 * (((u + up) >> shift) - octaves(r, 127 - first_octave(r))));
+	return (uint16_t)(2 * (((u + up) >> shift) - octaves(r, 127 - eq_row_first_octave(r))));
 }
 
 /* Have a mantissa's first n levels in the table. */
 static void place_fill(struct eq_row *r, uint32_t mantissa, unsigned n)
 {
 	float scale = eq_float_of((127 * EQ_ROW_OCTAVE + mantissa) << 16), inv = 1.0f / scale;
-	unsigned levels = place_levels(r);
+	unsigned levels = eq_row_levels(r);
 	uint16_t *place = r->place + 2 * levels * mantissa;
 
 	for (unsigned j = r->filled[mantissa] + 1u; j <= n; j++) {
@@ -195,6 +182,13 @@ static void place_fill(struct eq_row *r, uint32_t mantissa, unsigned n)
 		place[levels + j - 1] = place_of(r, eq_float_bits(r->f.value[j] * scale));
 	}
 	r->filled[mantissa] = (uint8_t)n;
+}
+
+const uint16_t *eq_row_places(struct eq_row *r, uint32_t mantissa, unsigned levels)
+{
+	if (r->filled[mantissa] < levels)
+		place_fill(r, mantissa, levels);
+	return r->place + 2 * eq_row_levels(r) * mantissa;
 }
 
 /* ---- the cost of a scale ------------------------------------------------- */
@@ -289,11 +283,6 @@ static eq_quant_tail cut_off(struct sums *s, const struct look *l, int64_t edges
 	return edge;
 }
 
-static uint32_t level(const struct eq_row *r, float t)
-{
-	return r->format == EQ_Q_FP8 ? eq_level_fp8(t) : eq_level_int8(t);
-}
-
 bool eq_row_fits(const struct eq_row *r, uint32_t bits)
 {
 	return first_bin(r, bits) >= r->first &&
@@ -349,16 +338,14 @@ INLINE void evaluate_all(struct eq_row *r, struct eq_row_point *p, unsigned n, s
 			 bool exact, bool beyond)
 {
 	int64_t zero = 2 * first_bin(r, 0);
-	unsigned levels = place_levels(r);
+	unsigned levels = eq_row_levels(r);
 
 	for (unsigned i = 0; i < n; i++) {
 		uint32_t octave = p[i].bits / EQ_ROW_OCTAVE, mantissa = p[i].bits % EQ_ROW_OCTAVE;
 
-		if (r->filled[mantissa] < l.levels)
-			place_fill(r, mantissa, l.levels);
 		p[i].scale = eq_float_of(p[i].bits << 16);
 		l.tails = (const int64_t *)r->tail + (zero + octave * l.octave);
-		l.edge = r->place + 2 * levels * mantissa;
+		l.edge = eq_row_places(r, mantissa, l.levels);
 		l.value = l.edge + levels;
 		if (exact)
 			evaluate_exact(r, &p[i], &l, beyond);
@@ -371,7 +358,7 @@ INLINE void evaluate_all(struct eq_row *r, struct eq_row_point *p, unsigned n, s
 static void evaluate_near(struct eq_row *r, struct eq_row_point *p, unsigned n)
 {
 	float inv = 1.0f / eq_float_of(p[n - 1].bits << 16);
-	uint32_t most = place_levels(r), top = level(r, r->absmax * inv);
+	uint32_t most = eq_row_levels(r), top = eq_row_level(r, r->absmax * inv);
 	struct look l = { .octave = 2 * (int64_t)octaves(r, 1) };
 
 	l.levels = top <= 8 ? 8 : top <= most ? (top + 7) & ~7u : most;
@@ -431,7 +418,7 @@ static __int128 outliers_of(const struct eq_row *r, uint64_t first, size_t n, fl
 	for (uint64_t i = first; i < first + n; i++) {
 		float x = fabsf(eq_float_at(r->w, r->dtype, i));
 
-		if (level(r, x * inv) > r->f.top)
+		if (eq_row_level(r, x * inv) > r->f.top)
 			sum += (__int128)((double)x / r->unit);
 	}
 	return sum;
@@ -493,7 +480,7 @@ struct eq_row *eq_row_new(const struct eq_quant_tensor *t, enum eq_qformat forma
 	r->rounding = 0x1p-40;
 	if (!r->exact && r->mant + r->rest < 23)
 		r->rounding += 4 * power(-(int)(r->mant + r->rest));
-	levels = place_levels(r);
+	levels = eq_row_levels(r);
 	bins = r->end + octaves(r, PAD) + 2;
 	r->count = calloc(r->end, sizeof(*r->count));
 	r->tail = calloc(bins, sizeof(*r->tail));

@@ -52,7 +52,7 @@ struct eq_row {
 
 	uint64_t *count;        /* of bins; uint32_t if exact; else with the rests' sums */
 	eq_quant_tail *tail;
-	uint16_t *place;        /* see place_fill() */
+	uint16_t *place;        /* see eq_row_places() */
 	uint8_t filled[EQ_ROW_OCTAVE];
 };
 
@@ -70,6 +70,32 @@ bool eq_row_fits(const struct eq_row *r, uint32_t bits);
 
 /* Evaluate n scales, which fit and fall, from their `bits`. */
 void eq_row_evaluate(struct eq_row *r, struct eq_row_point *p, unsigned n);
+
+/* How many octaves below a scale its first level begins. */
+static inline unsigned eq_row_first_octave(const struct eq_row *r)
+{
+	return r->format == EQ_Q_FP8 ? 10 : 1;
+}
+
+/* Levels that have a place of their own: of fp8 the others are the second eight again,
+ * octaves above. */
+static inline unsigned eq_row_levels(const struct eq_row *r)
+{
+	return r->format == EQ_Q_FP8 ? 16 : 128;
+}
+
+/* The level of t = |w| / s. */
+static inline uint32_t eq_row_level(const struct eq_row *r, float t)
+{
+	return r->format == EQ_Q_FP8 ? eq_level_fp8(t) : eq_level_int8(t);
+}
+
+/*
+ * Where levels begin among the bins, of scales with this mantissa, and eq_row_levels()
+ * behind that where their values lie. Levels 1 to `levels` are ready. They are twice the
+ * distances from the bin of b_1 with the same octave and the mantissa zero.
+ */
+const uint16_t *eq_row_places(struct eq_row *r, uint32_t mantissa, unsigned levels);
 
 /* A point's distortion, rate and outliers from the units themselves. */
 void eq_row_ask(const struct eq_row *r, struct eq_row_point *p);

@@ -19,11 +19,11 @@
  * the units below b_1(s) weigh.
  */
 #include <errno.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "quant_row.h"
+#include "quant_eight.h"
+#include "quant_search.h"
 
 #define COARSE 32               /* first step of the scales, half an octave */
 #define POINTS ((EQ_ROW_WINDOW + 2) * EQ_ROW_OCTAVE)    /* scales in the range, at most */
@@ -33,30 +33,16 @@ struct interval {               /* of points */
 	uint16_t hi, lo;
 };
 
-struct candidate {
-	double cost;            /* less that of coding all units as zero */
-	uint32_t bits;          /* 0: all units zero */
-};
-
 struct search {
 	struct eq_row *r;
+	struct eq_eights *eights;       /* NULL if rows are not short */
 	double total;           /* S(0), or somewhat more */
 	double slack;           /* for what is rounded in bounds */
-	struct candidate best;
+	struct eq_row_best best;
 	unsigned n_points;
 	struct eq_row_point point[POINTS + 1];
 	struct interval list[2][POINTS + 2];    /* disjoint; all may be worth it where costs tie */
 };
-
-/* Keep the best scale; among equals the greater is better. */
-static inline void keep(struct search *c, const struct eq_row_point *p)
-{
-	double cost = p->dist + p->rate;
-
-	if (cost < c->best.cost ||
-	    (cost == c->best.cost && cost < 0 && p->bits > c->best.bits))
-		c->best = (struct candidate){ cost, p->bits };
-}
 
 /* Count a scale in, whose cost is known or bounded. False if it has too many outliers. */
 static bool consider(struct search *c, struct eq_row_point *p)
@@ -72,7 +58,7 @@ static bool consider(struct search *c, struct eq_row_point *p)
 		if (p->outliers[0] > r->outliers)
 			return false;
 	}
-	keep(c, p);
+	eq_row_keep(&c->best, p->dist + p->rate, p->bits);
 	return true;
 }
 
@@ -95,51 +81,10 @@ static unsigned evaluate(struct search *c, struct eq_row_point *p, unsigned n)
 
 /* ---- the search ---------------------------------------------------------- */
 
-/*
- * May one of the scales between be the best? With the line between the ends rising by
- * `rise` from the lesser, the bound is
- *
- *   least + y rise - bend y (1 - y)
- *
- * which is least at half of 1 - rise / bend; but nearer than a step there is nothing.
- * Where no unit changes its level or its side of it, and both ends cost the same, so
- * does all between, and the greater end is kept.
- */
-static bool worth(const struct search *c, const struct eq_row_point *hi,
-		  const struct eq_row_point *lo)
-{
-	double least = hi->dist < lo->dist ? hi->dist : lo->dist, rise = fabs(hi->dist - lo->dist);
-	double width = (double)hi->scale - (double)lo->scale;
-	double bend = 2 * width * (lo->crossed[1] - hi->crossed[0]), more = bend - rise;
-	double step = (double)eq_float_of((lo->bits + 1) << 16) - (double)lo->scale;
-	/* an outlier may be half a step off once it is one no more (int8) */
-	double off = (double)(lo->outliers[1] - hi->outliers[0]) * (double)hi->scale / 2;
-	double room = least - off + hi->rate - c->slack - c->best.cost;
-
-	bool inner = more * width > 2 * bend * step;
-	bool far = 4 * bend * room <= more * more;
-	bool near = room * width * width <= step * (bend * (width - step) - rise * width);
-	bool flat = (bend == 0) & (rise == 0) & (off == 0) & (hi->rate == lo->rate);
-
-	return ((inner & far) | (!inner & near)) & !flat;
-}
-
-/* Least bfloat16 scale with which all units are certainly zero, in the range. */
-static uint32_t greatest_scale(const struct search *c)
-{
-	double s = (double)c->r->absmax / (double)c->r->f.mid[1];
-	uint32_t bits;
-
-	if (s >= 0x1p126)
-		return EQ_ROW_SCALE_MAX;
-	bits = (eq_float_bits((float)s) >> 16) + 1;
-	return bits < EQ_ROW_SCALE_MIN ? EQ_ROW_SCALE_MIN : bits;
-}
-
 /* Where to begin: no scale above costs as little as one near the hint. */
 static uint32_t first_scale(struct search *c, uint32_t hint)
 {
-	uint32_t most = greatest_scale(c), bits = hint;
+	uint32_t most = eq_row_greatest(c->r, c->r->absmax), bits = hint;
 
 	if (hint < EQ_ROW_SCALE_MIN || hint > most || !eq_row_fits(c->r, hint))
 		return most;
@@ -214,7 +159,7 @@ static size_t next_pass(struct search *c, const struct interval *list, size_t n,
 
 		if (width < 2)
 			continue;
-		halve = worth(c, hi, lo);
+		halve = eq_row_worth(hi, lo, c->best.cost + c->slack);
 		c->point[at].bits = lo->bits + width / 2;
 		out[m] = (struct interval){ list[i].hi, (uint16_t)at };
 		out[m + 1] = (struct interval){ (uint16_t)at, list[i].lo };
@@ -228,11 +173,14 @@ static size_t next_pass(struct search *c, const struct interval *list, size_t n,
 
 static uint16_t search_row(struct search *c, const void *w, uint16_t hint)
 {
+	uint16_t scale;
 	size_t n;
 
+	if (c->eights && eq_eights_search(c->eights, w, hint, &scale))
+		return scale;
 	if (!eq_row_begin(c->r, w, hint))
 		return 0;
-	c->best = (struct candidate){ 0, 0 };
+	c->best = (struct eq_row_best){ 0, 0 };
 	c->total = 0;
 	c->slack = INFINITY;
 	n = first_pass(c, hint);
@@ -252,19 +200,34 @@ struct search_job {
 	int status;
 };
 
+static struct search *search_new(const struct search_job *job)
+{
+	struct search *c = malloc(sizeof(*c));
+
+	if (!c)
+		return NULL;
+	c->eights = NULL;
+	c->r = eq_row_new(job->t, job->format, job->nu);
+	if (c->r && !eq_eights_fit(c->r))
+		return c;
+	c->eights = c->r ? eq_eights_new(c->r) : NULL;
+	if (c->eights)
+		return c;
+	eq_row_free(c->r);
+	free(c);
+	return NULL;
+}
+
 static void search_run(void *arg, size_t index)
 {
 	struct search_job *job = arg;
 	const struct eq_quant_tensor *t = job->t;
 	uint64_t row = index * job->block_rows, end = row + job->block_rows;
 	size_t row_bytes = t->k * eq_quant_unit(t->dtype);
-	struct search *c = malloc(sizeof(*c));
+	struct search *c = search_new(job);
 	uint16_t scale = 0;
 
-	if (c)
-		c->r = eq_row_new(t, job->format, job->nu);
-	if (!c || !c->r) {
-		free(c);
+	if (!c) {
 		__atomic_store_n(&job->status, -ENOMEM, __ATOMIC_RELAXED);
 		return;
 	}
@@ -274,6 +237,7 @@ static void search_run(void *arg, size_t index)
 		scale = search_row(c, (const uint8_t *)t->w + row * row_bytes, scale);
 		job->scale[row] = scale;
 	}
+	eq_eights_free(c->eights);
 	eq_row_free(c->r);
 	free(c);
 }

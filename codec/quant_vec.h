@@ -4,6 +4,7 @@
  * with EQ_QUANT_OPS (the name of the table), EQ_QUANT_ISA and EQ_QUANT_V (lanes
  * of 32 bits in a register: 4, 8 or 16) defined.
  */
+#include <math.h>
 #include <string.h>
 
 #include "quant_ops.h"
@@ -516,6 +517,10 @@ static void tally(const void *w, int dtype, enum eq_qformat format, size_t n, fl
 		tally_any(w, dtype, EQ_Q_INT8, n, inv, scale, total);
 }
 
+#if V > 4
+#include "quant_eights.h"
+#endif
+
 const struct eq_quant_ops EQ_QUANT_OPS = {
 	.isa = EQ_QUANT_ISA,
 	.most = most,
@@ -525,4 +530,8 @@ const struct eq_quant_ops EQ_QUANT_OPS = {
 	.sums = sums,
 	.tails = tails,
 	.tally = tally,
+#if V > 4
+	.planes = planes,
+	.eight = eight,
+#endif
 };

@@ -60,6 +60,9 @@ EQ_CODEC_SOURCES = \
 	codec/pool.c \
 	codec/quant.c \
 	codec/quant.h \
+	codec/quant_eight.c \
+	codec/quant_eight.h \
+	codec/quant_eights.h \
 	codec/quant_level.h \
 	codec/quant_ops.c \
 	codec/quant_ops.h \
@@ -67,6 +70,7 @@ EQ_CODEC_SOURCES = \
 	codec/quant_row.c \
 	codec/quant_row.h \
 	codec/quant_search.c \
+	codec/quant_search.h \
 	codec/quant_vec.h \
 	codec/rans.c \
 	codec/rans.h \

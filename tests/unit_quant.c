@@ -405,6 +405,115 @@ static void check_tally(const struct eq_quant_ops *ops, int dtype, enum eq_qform
 	matrix_free(&m);
 }
 
+/* Of bins and those above: how many units there are, and what they weigh. */
+static void check_planes(const struct eq_quant_ops *ops)
+{
+	static struct eq_quant_planes p;
+	static uint16_t count[EQ_PLANE_END], copy[EQ_PLANE_END];
+	uint32_t off = 128 * 32 + 16 * (uint32_t)(uniform() * 100), lowest, to, n = 0, weight = 0;
+
+	lowest = (off + EQ_PLANE_END - 16) / 128 * 128 - 128 * (uint32_t)(uniform() * 13);
+	to = lowest > off ? (lowest - off) / 16 * 16 : 0;
+	to += (EQ_PLANE_END - to) / 16 * (uint32_t)(uniform() * 4) / 4 * 16;
+	for (uint32_t i = 0; i < EQ_PLANE_END; i++)
+		copy[i] = count[i] = uniform() < 0.1 ? (uint16_t)(uniform() * 6) : 0;
+	memset(&p, 0x55, sizeof(p));
+	ops->planes(&p, count, to, off, lowest);
+	for (uint32_t i = EQ_PLANE_END; i-- > to;) {
+		uint32_t pattern = off + i - lowest;
+
+		n += copy[i];
+		weight += copy[i] * (128 + pattern % 128) << pattern / 128;
+		assert_int_equal(count[i], 0);
+		assert_int_equal(p.count[i], n);
+		assert_int_equal(p.fine[i], weight & EQ_PLANE_FINE);
+		assert_int_equal(p.coarse[i], weight >> EQ_PLANE_BITS);
+	}
+	if (to)
+		assert_memory_equal(count, copy, to * sizeof(*count));
+	assert_int_equal(p.count[EQ_PLANE_END], 0x5555);
+}
+
+/* What a level's lower end (0) or value (1) looks up for scale i, among 16 bins. */
+struct look {
+	unsigned bin[2][8];
+};
+
+static void look_make(struct look *l, uint8_t mask[2][32], uint32_t at[2])
+{
+	for (int value = 0; value < 2; value++) {
+		unsigned first = (unsigned)(uniform() * 600), to = 0;
+
+		at[value] = 2 * first;
+		memset(mask[value], 0x80, 32);
+		for (int i = 0; i < 8; i++) {
+			mask[value][to / 8 * 16 + 2 * i] = (uint8_t)(to % 8 * 2);
+			mask[value][to / 8 * 16 + 2 * i + 1] = (uint8_t)(to % 8 * 2 + 1);
+			l->bin[value][i] = first + to;
+			to += uniform() < 0.5 ? 1 : 2;
+		}
+	}
+}
+
+/* Eight scales by the definition, one by one. */
+static void check_eight_scale(const struct eq_quant_eight *e, const struct look *look, int i,
+			      const struct eq_quant_costs *c)
+{
+	int64_t edges = 0, values = 0, pairs = 0;
+	uint32_t ds = 0;
+	double step = (e->first + i) * e->width;
+
+	for (unsigned o = 0; o <= e->more; o++)
+		for (unsigned j = o ? 8 : 0; j < e->levels; j++) {
+			const struct eq_quant_planes *p = e->planes;
+			int64_t edge = e->bin + 128 * o + look[j].bin[0][i];
+			int64_t value = e->bin + 128 * o + look[j].bin[1][i];
+			int64_t size = (int64_t)(j + 1) << o, gap = (int64_t)1 << o;
+
+			edges += gap * p->count[edge];
+			pairs += (2 * size - gap) * p->count[edge];
+			values += size * p->count[value];
+			ds += p->fine[value] + ((uint32_t)p->coarse[value] << EQ_PLANE_BITS);
+			ds -= p->fine[edge] + ((uint32_t)p->coarse[edge] << EQ_PLANE_BITS);
+		}
+	ds = -ds & EQ_PLANE_SUMS;
+	assert_true(c->rate[i] == e->nu * (double)edges);
+	assert_true(c->dist[i] == -2 * (double)ds * e->unit + (double)(pairs - 2 * values) * step);
+	assert_int_equal(c->crossed[i], values);
+}
+
+static void check_eight(const struct eq_quant_ops *ops)
+{
+	static struct eq_quant_planes p;
+	static uint8_t mask[128][2][32] __attribute__((aligned(32)));
+	static uint32_t at[128][2];
+	static struct look look[128];
+	struct eq_quant_eight e = { .planes = &p, .mask = mask, .at = at,
+				    .first = 128 + 8 * floor(uniform() * 16), .width = 0x1p-20,
+				    .unit = 0x1p-30, .nu = 0.3 };
+	double least = INFINITY, got;
+	struct eq_quant_costs c;
+
+	e.run = uniform() < 0.5 ? 8 : 16;
+	e.bin = (int64_t)(uniform() * 300);
+	e.levels = uniform() < 0.5 ? 16 : (unsigned)(1 + uniform() * 128);
+	e.more = e.levels == 16 ? (unsigned)(uniform() * 8) : 0;
+	for (unsigned j = 0; j < e.levels; j++)
+		look_make(&look[j], mask[j], at[j]);
+	for (int i = 0; i < EQ_PLANE_BINS; i++) {
+		/* as great as may be: in runs of 8 and 16, times 1 to so many */
+		p.count[i] = (uint16_t)(uniform() * (e.run == 8 ? 1821 : 482));
+		p.fine[i] = (uint16_t)(uniform() * (EQ_PLANE_FINE + 1));
+		p.coarse[i] = (uint16_t)(uniform() * 65536);
+	}
+	got = ops->eight(&e, &c);
+	for (int i = 0; i < 8; i++) {
+		check_eight_scale(&e, look, i, &c);
+		least = fmin(least, c.dist[i] + c.rate[i]);
+	}
+	assert_true(got == least);
+}
+
 /* All operations of a table against the portable one, any bits, any length. */
 static void check_ops(const struct eq_quant_ops *ops)
 {
@@ -448,6 +557,10 @@ static void check_ops(const struct eq_quant_ops *ops)
 		check_bins(ops, w, dtype, n);
 		check_tails(ops, dtype != EQ_F32);
 		check_tally(ops, dtype, format);
+		if (ops->eight) {
+			check_planes(ops);
+			check_eight(ops);
+		}
 	}
 }
 

@@ -253,6 +253,60 @@ static void test_hints(void **state)
 				check_hints(dtypes[d], formats[f], means[i]);
 }
 
+/*
+ * The scales of short rows, whatever finds them: these come from quant_search.c alone,
+ * since a row has no hint if all units of the one before are zero.
+ */
+static void check_short(int dtype, enum eq_qformat format, enum kind kind, uint64_t k, double lambda)
+{
+	const uint64_t rows = 24;
+	struct matrix m, apart;
+	uint16_t scale[24];
+	double l1;
+
+	matrix_make(&m, dtype, rows, k, kind, 0.02);
+	matrix_make(&apart, dtype, 2 * rows, k, kind, 0);
+	for (uint64_t i = 0; i < rows * k; i++) {
+		uint64_t row = i / k;
+		float x = m.x[i];
+
+		/* all zero; one outlier; norms unlike each other; of one magnitude */
+		x = row == 5 ? 0 : row == 7 && i % k == k / 2 ? 40 : x;
+		x = row > 7 && row < 16 ? ldexpf(x, (int)(row % 5 * 3) - 6) : x;
+		x = row == 17 ? copysignf(0.0123f, x) : x;
+		matrix_set(&m, i, x);
+		matrix_set(&apart, 2 * row * k + i % k, m.x[i]);
+	}
+	l1 = matrix_norm(&m);
+	l1 = l1 > 0 ? l1 : 1;
+	assert_int_equal(eq_quant_search(&m.t, format, lambda, l1, rows * k, NULL, scale), 0);
+	assert_int_equal(eq_quant_search(&apart.t, format, lambda, l1, rows * k, NULL, apart.scale), 0);
+	for (uint64_t row = 0; row < rows; row++)
+		if (scale[row] != apart.scale[2 * row])
+			fail_msg("%s, dtype %d, format %d, k %llu, lambda %g, row %llu: %04x, not %04x",
+				 kind_name[kind], dtype, format, (unsigned long long)k, lambda,
+				 (unsigned long long)row, scale[row], apart.scale[2 * row]);
+	matrix_free(&m);
+	matrix_free(&apart);
+}
+
+static void test_short(void **state)
+{
+	static const uint64_t odd[] = { 255, 256, 257, 383, 384, 385, 481, 482, 767, 768, 769, 1000,
+					1023, 1024, 1025, 1819, 1820, 1821 };
+	static const double lambdas[] = { 0.05, 0.3, 3.9, 58, 1e4 };
+
+	(void)state;
+	for (int f = 0; f < 2; f++)
+		for (int l = 0; l < 5; l++) {
+			for (uint64_t k = 1; k <= 1024; k += k < 64 ? 1 : 61)
+				check_short(EQ_BF16, formats[f], k % KINDS, k, lambdas[l]);
+			for (size_t i = 0; i < sizeof(odd) / sizeof(*odd); i++)
+				for (int kind = 0; kind < KINDS; kind++)
+					check_short(EQ_BF16, formats[f], kind, odd[i], lambdas[l]);
+		}
+}
+
 /* A row of one unit: all scales of which it is an outlier cost the same, and of these
  * the greatest is chosen. */
 static void test_ties(void **state)
@@ -471,6 +525,7 @@ int main(void)
 		cmocka_unit_test(test_search),
 		cmocka_unit_test(test_every_scale),
 		cmocka_unit_test(test_hints),
+		cmocka_unit_test(test_short),
 		cmocka_unit_test(test_ties),
 		cmocka_unit_test(test_int8_outliers),
 		cmocka_unit_test(test_gauss),
