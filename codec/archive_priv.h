@@ -75,8 +75,9 @@ int eq_write_full(int fd, const void *buf, size_t len, uint64_t off);
 /* buffer.c: aligned to 64 bytes, and large ones in huge pages, which the kernel copies to
  * and from at half the cost, and hands to a disk in few pieces. NULL: no memory. */
 void *eq_buffer_alloc(size_t size);
-/* At least `size` bytes, *have so far; what was in them is lost. 0 or -ENOMEM. */
-int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size);
+/* At least `size` bytes, *have so far; what was in them is lost. Huge pages only where it
+ * is dense: what has holes that nobody touches would take memory for them. 0 or -ENOMEM. */
+int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size, bool dense);
 
 /* archive_index.c: fill a from its index. Errors as eq_archive_open. */
 int eq_index_load(struct eq_archive *a, struct eq_error *err);

@@ -23,13 +23,13 @@ void *eq_buffer_alloc(size_t size)
 	return p;
 }
 
-int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size)
+int eq_buffer_reserve(uint8_t **buf, size_t *have, size_t size, bool dense)
 {
 	if (*have >= size)
 		return 0;
 	free(*buf);
 	*have = 0;
-	*buf = eq_buffer_alloc(size);
+	*buf = dense ? eq_buffer_alloc(size) : aligned_alloc(64, eq_align(size, 64));
 	if (!*buf)
 		return -ENOMEM;
 	*have = size;

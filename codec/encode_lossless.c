@@ -88,7 +88,7 @@ static int write_chunks(struct lossless *l)
 	if (l->codec == EQ_CODEC_PLANES)
 		m.scratch = eq_chunk_scratch(l->coding);
 	if (!l->whole)
-		rc = eq_buffer_reserve(&e->keep, &e->keep_size, 2 * l->group * l->chunk_bytes);
+		rc = eq_buffer_reserve(&e->keep, &e->keep_size, 2 * l->group * l->chunk_bytes, true);
 	if (!rc)
 		rc = read_group(l, 0);
 	return rc ? rc : eq_emit_run(e, &m);

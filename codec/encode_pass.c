@@ -157,7 +157,7 @@ int eq_emit_run(struct eq_encoder *e, const struct eq_emit *m)
 	if (x.group > x.n_chunks)
 		x.group = p.group = x.n_chunks;
 	x.slot = eq_align(m->bound, 64) + eq_align(m->scratch, 64);
-	rc = eq_buffer_reserve(&e->out, &e->out_size, 2 * x.group * x.slot);
+	rc = eq_buffer_reserve(&e->out, &e->out_size, 2 * x.group * x.slot, false);
 	x.base = e->out;
 	x.built = calloc(2 * x.group, sizeof(x.built[0]));
 	if (!rc && !x.built)

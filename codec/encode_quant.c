@@ -86,7 +86,7 @@ static int hash_content(void *arg, uint32_t g)
 
 static int read_whole(struct quant *q)
 {
-	int rc = eq_buffer_reserve(&q->e->keep, &q->e->keep_size, q->n_bytes);
+	int rc = eq_buffer_reserve(&q->e->keep, &q->e->keep_size, q->n_bytes, true);
 
 	q->data = q->e->keep;
 	q->m.w = q->data;

@@ -403,14 +403,15 @@ static int block_room(struct stream *s, uint32_t g)
 		size += eq_align(eq_lossless_bound(b->item[i].p->codec, b->item[i].p->coding,
 						   b->item[i].len), 64);
 	}
-	return eq_buffer_reserve(&s->out[g % 2], &s->out_size[g % 2], size);
+	return eq_buffer_reserve(&s->out[g % 2], &s->out_size[g % 2], size, true);
 }
 
 /* Plan block g and make room for its bytes. */
 static int block_begin(struct stream *s, uint32_t g)
 {
 	block_plan(s, block_of(s, g));
-	return eq_buffer_reserve(&s->in[g % 2], &s->in_size[g % 2], block_of(s, g)->len);
+	return eq_buffer_reserve(&s->in[g % 2], &s->in_size[g % 2], block_of(s, g)->len,
+				 true);
 }
 
 static int stream_step(struct stream *s)

@@ -59,6 +59,7 @@ SCRIPT_TESTS = \
 	tests/check_headers.py \
 	tests/eqar_fault.py \
 	tests/eqar_memory.py \
+	tests/eqar_peak.py \
 	tests/mount_clients.py \
 	tests/mount_crash.py \
 	tests/mount_device.py \
