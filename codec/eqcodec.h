@@ -427,6 +427,8 @@ int eq_mtime_set(int fd, const struct timespec *t);
  * replaced), fsync dirfd. On failure tmp is still there under its name, unless only the
  * last step failed: then the file is final, and may not survive a power cut. */
 int eq_publish(int dirfd, int fd, const char *tmp, const char *final, bool replace);
+/* After that: give final up again, if it is fd's. */
+void eq_withdraw(int dirfd, int fd, const char *final);
 
 /*
  * Mounts and repository runs hold an flock on their directory. Does one hold a

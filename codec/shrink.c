@@ -286,25 +286,27 @@ static int remove_plain(struct shrink *s)
 	int rc, hold, back;
 
 	rc = eq_tmp_create(s->dirfd, aside, &hold);
-	if (rc)
-		return rc;
-	flock(s->fd, LOCK_EX | LOCK_NB);
-	rc = renameat(s->dirfd, s->name, s->dirfd, aside) ? -errno : 0;
-	close(hold);
-	if (rc) {
-		unlinkat(s->dirfd, aside, 0);
+	if (!rc) {
+		flock(s->fd, LOCK_EX | LOCK_NB);
+		rc = renameat(s->dirfd, s->name, s->dirfd, aside) ? -errno : 0;
+		close(hold);
+		if (rc)
+			unlinkat(s->dirfd, aside, 0);
+	}
+	if (rc) { /* the plain file is where it was, and counts */
+		eq_withdraw(s->dirfd, s->out, s->final);
 		return rc;
 	}
-	if (fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW))
-		return -errno;
-	rc = catch_up(s, &at);
+	rc = fstatat(s->dirfd, aside, &at, AT_SYMLINK_NOFOLLOW) ? -errno : catch_up(s, &at);
 	if (rc) {
 		back = eq_move_new(s->dirfd, aside, s->dirfd, s->name);
 		if (!back || back == -EEXIST) /* the name has what replaced these contents */
 			unlinkat(s->dirfd, s->final, 0);
 		return back ? back : rc;
 	}
-	return unlinkat(s->dirfd, aside, 0) ? -errno : 0;
+	/* If this fails it is litter, to be swept: the archive has the name. */
+	(void)!unlinkat(s->dirfd, aside, 0);
+	return 0;
 }
 
 static int shrink_swap(struct shrink *s, const struct eq_shrink_hooks *hooks)
@@ -325,13 +327,15 @@ static int shrink_swap(struct shrink *s, const struct eq_shrink_hooks *hooks)
 		rc = copy_attributes(s, &now);
 	if (!rc) {
 		rc = eq_publish(s->dirfd, s->out, s->tmp, s->final, true);
-		if (rc)
+		if (rc) {
+			eq_withdraw(s->dirfd, s->out, s->final);
 			failed(s, rc, "cannot publish the archive");
+		}
 	}
 	if (!rc) {
 		rc = remove_plain(s);
 		swapped = rc == 0;
-		if (rc) /* both are there, and the plain one counts */
+		if (rc)
 			failed(s, rc, "cannot remove the plain file");
 	}
 	if (hooks && hooks->leave)

@@ -252,3 +252,12 @@ int eq_publish(int dirfd, int fd, const char *tmp, const char *final, bool repla
 	close(fd);
 	return rc;
 }
+
+void eq_withdraw(int dirfd, int fd, const char *final)
+{
+	struct stat ours, at;
+
+	if (fstat(fd, &ours) == 0 && fstatat(dirfd, final, &at, AT_SYMLINK_NOFOLLOW) == 0 &&
+	    at.st_ino == ours.st_ino && at.st_dev == ours.st_dev)
+		unlinkat(dirfd, final, 0);
+}

@@ -17,6 +17,8 @@
 #include "compact.h"
 #include "ops.h"
 
+#define ENCODED_MEANWHILE 8      /* times that one of two files to be exchanged may be */
+
 struct side {
 	struct eq_node *dir, *node; /* node: with a reference, or NULL */
 	const char *name;
@@ -100,7 +102,7 @@ static int exchange(struct side *from, struct side *to)
 
 	if (!to->there)
 		return -ENOENT;
-	if (from->f.archive != to->f.archive) /* encoded meanwhile: the kernel tries again */
+	if (from->f.archive != to->f.archive) /* encoded meanwhile: once more */
 		return -ESTALE;
 	if (from->f.archive)
 		return rename_disk(from, to, true, RENAME_EXCHANGE);
@@ -215,19 +217,23 @@ void eq_op_rename(fuse_req_t req, fuse_ino_t parent, const char *name, fuse_ino_
 	struct eq_fs *fs = eq_fs_of(req);
 	struct side from = { .dir = eq_node_of(fs, parent), .name = name };
 	struct side to = { .dir = eq_node_of(fs, newparent), .name = newname };
+	unsigned tries = 0;
 	int rc;
 
 	if (flags & ~(unsigned)(RENAME_NOREPLACE | RENAME_EXCHANGE)) {
 		eq_reply(req, -EINVAL);
 		return;
 	}
-	rc = restore_for(fs, &from, &to, flags);
-	if (!rc) {
-		pthread_rwlock_wrlock(&fs->names);
-		rc = do_rename(fs, &from, &to, flags);
-		pthread_rwlock_unlock(&fs->names);
-	}
-	eq_node_unref(&fs->nodes, from.node);
-	eq_node_unref(&fs->nodes, to.node);
+	do {
+		from.node = to.node = NULL;
+		rc = restore_for(fs, &from, &to, flags);
+		if (!rc) {
+			pthread_rwlock_wrlock(&fs->names);
+			rc = do_rename(fs, &from, &to, flags);
+			pthread_rwlock_unlock(&fs->names);
+		}
+		eq_node_unref(&fs->nodes, from.node);
+		eq_node_unref(&fs->nodes, to.node);
+	} while (rc == -ESTALE && ++tries < ENCODED_MEANWHILE);
 	eq_reply(req, rc);
 }

@@ -115,17 +115,6 @@ static int copy_attributes(struct restore *r)
 	return !r->empty && futimens(r->fd, times) ? -errno : 0;
 }
 
-/* A name that could not be synced is given up again: the archive is still there. */
-static void withdraw(struct restore *r)
-{
-	struct stat ours, at;
-
-	if (fstat(r->fd, &ours) == 0 &&
-	    fstatat(r->parent->fd, r->name, &at, AT_SYMLINK_NOFOLLOW) == 0 &&
-	    at.st_ino == ours.st_ino && at.st_dev == ours.st_dev)
-		unlinkat(r->parent->fd, r->name, 0);
-}
-
 /* The plain file, as whatever node it has now, is to be encoded again. Under the lock of
  * the names. */
 static void want_encoded(struct restore *r)
@@ -161,7 +150,7 @@ static int swap(struct restore *r)
 	rc = eq_publish(r->parent->fd, r->fd, r->tmp, r->name, true);
 	if (rc) {
 		close(fd);
-		withdraw(r);
+		eq_withdraw(r->parent->fd, r->fd, r->name); /* the archive is still there */
 		return rc;
 	}
 	r->tmp[0] = '\0';

@@ -151,6 +151,15 @@ def test_read_errors():
         Run(c, f"errno:{n}:{errno.EIO}:1", ops=",pread,").finish()
 
 
+def test_short():
+    """Reads and writes that do half of what they could."""
+    for c in COMMANDS:
+        for ops in ("", ",pread,"):
+            r = Run(c, "short:1", ops=ops)
+            assert r.result.returncode == 0, r.result
+            r.finish()
+
+
 def test_power():
     """The disk as it was at the moment of a power cut."""
     if os.geteuid() or not disks():

@@ -54,8 +54,8 @@ class World:
     """durable: what a step has made is synced before the step counts as done. Where a
     file may have one of several contents, a set of digests stands for them."""
 
-    def __init__(self, mount, files, durable=False):
-        self.m, self.durable = mount, durable
+    def __init__(self, mount, files, durable=False, probe=None):
+        self.m, self.durable, self.probe = mount, durable, probe
         self.allowed = [dict(files)]
 
     def path(self, name):
@@ -80,6 +80,8 @@ class World:
                 fsync(os.path.dirname(self.path(name)))
             except FileNotFoundError: # a directory that is gone
                 pass
+        if self.probe: # a journal that fails tells one of those who wait for it, and later callers
+            os.setxattr(self.probe, "user.probe", b"")
 
     def write(self, name, data):
         self.step(lambda: put(self.path(name), data), {name: ANY}, {name: digest(data)})
@@ -195,7 +197,7 @@ class Run:
     options, settle and limits for its mount."""
 
     def __init__(self, scenario, fault="", ops="", store=None, durable=False, limits=None, prepare=None,
-                 alloc=None):
+                 alloc=None, probe=None):
         self.log_path = scratch("fault.events")
         self.failed = False
         self.healthy = "pread" not in ops and not limits # as far as reading goes
@@ -210,7 +212,7 @@ class Run:
             prepare()
         with open(self.log_path, "wb"):
             pass
-        env = {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(self.store), "EQFS_FAULT": fault,
+        self.env = env = {"LD_PRELOAD": SHIM, "EQFS_FAULT_ROOT": os.path.realpath(self.store), "EQFS_FAULT": fault,
                "EQFS_FAULT_LOG": self.log_path,
                "ASAN_OPTIONS": os.environ.get("ASAN_OPTIONS", "") + ":verify_asan_link_order=0"}
         if ops:
@@ -220,12 +222,13 @@ class Run:
             env.update(alloc_env(self.alloc_log, *alloc, preload=":" + SHIM))
         self.m = Mount(self.store, *getattr(scenario, "options", ()), settle=getattr(scenario, "settle", "0"),
                        env=env, limits=limits or getattr(scenario, "limits", None), fails=alloc)
-        self.world = World(self.m, files, durable)
+        self.world = World(self.m, files, durable, probe)
         try:
             if self.m.up:
                 scenario(self.world)
         except OSError as e:
             self.failed = True
+            self.what += f" ({e})"
             # Of a daemon that was killed there may still be a last breath.
             if e.errno in (errno.ENOTCONN, errno.ECONNABORTED):
                 self.m.proc.wait(30)
@@ -280,6 +283,7 @@ def recover(m, converge):
             continue
         if os.stat(m.path(name)).st_nlink == 1:
             m.settle(name)
+    poll("all seen", lambda: b"\neqfs_store_known 1\n" in read(m.path(".eqfs/stats")))
     poll("litter swept", lambda: not any(map(is_tmp, os.listdir(m.store))))
 
 

@@ -11,7 +11,8 @@
  *                    wait:N (writes a byte to EQFS_FAULT_GATE, a pipe that is open for
  *                    reading, and goes on when that is closed; wait:N:NUMBER:COUNT: the
  *                    COUNT events after that fail), or
- *                    errno:N:NUMBER:COUNT (COUNT events fail)
+ *                    errno:N:NUMBER:COUNT (COUNT events fail), or
+ *                    short:N (reads and writes from there on do half of what they could)
  *   EQFS_FAULT_OPS   operations that count, as ",fsync,rename,"; all but read, pread and
  *                    flock without it
  *   EQFS_FAULT_OLD   the kernel is one without FUSE_NOTIFY_PRUNE
@@ -38,7 +39,7 @@
 
 #define NOTIFY_PRUNE 9
 
-enum mode { NOTHING, BEFORE, AFTER, TORN, FAIL, HANG, WAIT };
+enum mode { NOTHING, BEFORE, AFTER, TORN, FAIL, HANG, WAIT, SHORT };
 
 static struct {
 	pthread_mutex_t lock;   /* of n, and held during an event */
@@ -53,7 +54,7 @@ static struct {
 __attribute__((constructor)) static void fault_init(void)
 {
 	static const char *const names[] = { "", "before", "after", "torn", "errno",
-					     "hang", "wait" };
+					     "hang", "wait", "short" };
 	const char *log = getenv("EQFS_FAULT_LOG"), *what = getenv("EQFS_FAULT");
 	char name[8];
 	int i;
@@ -67,7 +68,7 @@ __attribute__((constructor)) static void fault_init(void)
 					 O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
 	if (what && sscanf(what, "%7[a-z]:%ld:%d:%ld", name, &fault.first, &fault.error,
 			   &fault.count) >= 2)
-		for (i = BEFORE; i <= WAIT; i++)
+		for (i = BEFORE; i <= SHORT; i++)
 			if (!strcmp(name, names[i]))
 				fault.mode = (enum mode)i;
 }
@@ -204,9 +205,11 @@ static const char *at_path(char buf[PATH_MAX], int dirfd, const char *name)
 
 #define AT(fd, name) at_path(buf_, fd, name)
 
-/* Only where it is the one to be torn. */
+/* As much of a transfer as is to be done. */
 static size_t torn(size_t len)
 {
+	if (fault.mode == SHORT && fault.n >= fault.first)
+		return len - len / 2;
 	return fault.mode == TORN && fault.n == fault.first ? len / 2 : len;
 }
 
@@ -216,7 +219,7 @@ WRAP(ssize_t, pwrite, "write", (int fd, const void *p, size_t len, off_t off), A
      (fd, p, torn(len), off))
 WRAP(ssize_t, read, "read", (int fd, void *p, size_t len), AT(fd, NULL), (fd, p, len))
 WRAP(ssize_t, pread, "pread", (int fd, void *p, size_t len, off_t off), AT(fd, NULL),
-     (fd, p, len, off))
+     (fd, p, torn(len), off))
 WRAP(ssize_t, copy_file_range, "write",
      (int in, off_t *in_off, int out, off_t *out_off, size_t len, unsigned flags), AT(out, NULL),
      (in, in_off, out, out_off, torn(len), flags))

@@ -11,6 +11,7 @@ from fault_cases import *
 
 POINTS = int(os.environ.get("EQFS_CRASH_POINTS", "12"))
 BLOCK, MIB = 4096, 1 << 20
+POOL = 1 << 30 # at most; there are several images while others have a mount in their namespace
 FIBMAP = 1
 
 if os.geteuid() or not disks():
@@ -25,9 +26,9 @@ class Thin(Disk):
     def __init__(self, name, lazily, mib=32):
         self.pool = scratch(name + ".pool")
         os.makedirs(self.pool)
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", self.pool], check=True)
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={POOL}", "tmpfs", self.pool], check=True)
         self.options, self.point, self.mib = "", scratch(name), mib
-        self.image, self.filler = (os.path.join(self.pool, n) for n in ("image", "filler"))
+        self.image = os.path.join(self.pool, "image")
         self.store = os.path.join(self.point, "store")
         self.features = ["-E", f"lazy_journal_init={int(lazily)}"]
         os.makedirs(self.point)
@@ -46,6 +47,8 @@ class Thin(Disk):
         subprocess.run(["umount", "-l", self.pool], check=True)
 
     def make(self):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.image)
         with open(self.image, "wb") as f:
             f.truncate(self.mib * MIB)
         subprocess.run(["mkfs.ext4", "-q", "-F", "-m", "0", "-b", str(BLOCK), *self.features, self.image],
@@ -57,22 +60,26 @@ class Thin(Disk):
         self.make()
         self.attach()
 
+    def resize(self, size):
+        subprocess.run(["mount", "-o", f"remount,size={size}", self.pool], check=True)
+
     def shrink(self, left):
         """No more than so many bytes can be written where there were none."""
         st = os.statvfs(self.pool)
-        with open(self.filler, "wb") as f:
-            os.posix_fallocate(f.fileno(), 0, max(st.f_bavail * st.f_bsize - left, 1))
+        self.resize((st.f_blocks - st.f_bfree) * st.f_bsize + max(left, 1))
+
+    def forget(self):
+        """Nothing is in the kernel's memory: another image, since others may have the mount
+        in a namespace of theirs, and the kernel then keeps what it has of this one."""
+        subprocess.run(["cp", "--sparse=always", self.image, self.image + ".new"], check=True)
+        self.detach()
+        os.rename(self.image + ".new", self.image)
+        self.attach()
 
     def heal(self):
         """What could not be written is lost, and there is room again."""
-        subprocess.run(["umount", self.point], check=True)
-        os.unlink(self.filler)
-        self.attach()
-
-    def forget(self):
-        """Nothing is in the kernel's memory."""
-        subprocess.run(["umount", self.point], check=True)
-        self.attach()
+        self.resize(POOL)
+        self.forget()
 
     def blocks(self, name):
         """Where on the disk those of a file are."""
@@ -179,7 +186,8 @@ def test_no_room_below():
         with Thin(f"thin{lazily}", lazily) as disk:
             for s, _, kib in (c for c in chosen if c[1] == lazily):
                 disk.again()
-                r = Run(s, store=disk.store, durable=True, prepare=lambda kib=kib: disk.shrink(kib << 10))
+                r = Run(s, store=disk.store, durable=True, probe=disk.point,
+                        prepare=lambda kib=kib: disk.shrink(kib << 10))
                 assert not r.died(), r.m.log()
                 r.what += f" {kib} KiB, {lazily}"
                 r.healthy = False # as far as this boot goes

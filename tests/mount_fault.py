@@ -73,6 +73,37 @@ def test_kill_moments():
     print(f"  {n} kills, {hit} during an operation")
 
 
+def test_kill_recovery():
+    """The mount that puts right what a kill has left is killed in turn."""
+    points = [(s, e.n) for s, events in EVENTS.items() for e in events]
+    chosen = spread(points, POINTS // 2, 6)
+    hit = 0
+    for s, n in chosen:
+        r = Run(s, f"before:{n}")
+        killed(r)
+
+        def between(r=r, n=n):
+            nonlocal hit
+            m = Mount(r.store, settle="0", env={**r.env, "EQFS_FAULT": f"before:{1 + n % 9}"}, fails=True)
+            try:
+                recover(m, True)
+            except OSError as e:
+                assert e.errno in (errno.ENOTCONN, errno.ECONNABORTED), e
+                hit += 1
+            m.kill()
+        r.finish(between)
+    print(f"  {len(chosen)} of {len(points)} points, killed again at {hit}")
+
+
+def test_short():
+    """Reads and writes that do half of what they could."""
+    for s in spread(SCENARIOS, POINTS // 4, 7):
+        for ops in ("", ",pread,"):
+            r = Run(s, "short:1", ops=ops)
+            assert not r.failed and not r.died(), r.what
+            r.finish()
+
+
 def test_order():
     """What a power cut must not turn round: contents are synced before they get their
     name, and the name before what it replaces goes."""
@@ -140,7 +171,9 @@ def test_errors():
     points = [(s, e, error, count) for s, events in EVENTS.items() for e in events
               for error in ERRORS for count in (1, 10**6)]
     failed = 0
-    chosen = spread(points, POINTS)
+    # Always: what a swap leaves half done, before a writer comes.
+    chosen = [(quantise, e, errno.EIO, 1) for e in EVENTS[quantise] if e.op in ("rename", "unlink", "fsync")]
+    chosen += spread(points, POINTS)
     for s, e, error, count in chosen:
         r = Run(s, f"errno:{e.n}:{error}:{count}")
         assert not r.died(), r.m.log()
