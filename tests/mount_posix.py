@@ -82,15 +82,17 @@ def tool(name, variable=None):
 
 def failures(text):
     """{(file, test)} of prove's summary."""
-    found, name = set(), None
+    found, name, listed = set(), None, False
     for line in text.splitlines():
         if "Wstat: " in line:
             name = line.split()[0]
-        elif name and (m := re.match(r"  (?:Failed tests?:)? +([-\d, ]+)$", line)):
-            for first, last in re.findall(r"(\d+)(?:-(\d+))?", m[1]):
+        elif name and line.startswith("  "):
+            what, _, numbers = line.rpartition(":") # the list may go on in lines of its own
+            listed = what.startswith("  Failed test") if what else listed
+            for first, last in re.findall(r"(\d+)(?:-(\d+))?", numbers if listed else ""):
                 found |= {(name, n) for n in range(int(first), int(last or first) + 1)}
-        elif name and line.startswith("  ") and not line.startswith("  TODO"):
-            found.add((name, line.strip()))
+            if what and not listed and not what.startswith("  TODO"):
+                found.add((name, line.strip()))
     return found
 
 
@@ -113,7 +115,10 @@ def test_pjdfstest():
         assert bool(results[-1]) == ("Result: FAIL" in r.stdout), r.stdout
         if results[-1]:
             print(f"  failed: {len(results[-1])}, in {' '.join(sorted({os.path.relpath(n, tests) for n, _ in results[-1]}))}")
-    assert results[1] <= results[0], f"only in the mount: {results[1] - results[0]}"
+    more = results[1] - results[0]
+    if os.stat(TMP).st_nlink == 1: # btrfs, whose link counts of directories pjdfstest excuses by its name
+        more = {(n, t) for n, t in more if not n.endswith("/rename/24.t")}
+    assert not more, f"only in the mount: {more}"
 
 
 def test_fsx():
