@@ -91,7 +91,8 @@ check "an object a line" holds 'len(d) == 2 and d[1]["file"] == "nan.st.eqar"' .
 # ---- policies, and what they say ---------------------------------------------------
 n=0
 for policy in --lambda=3.9 "--lambda=14.5 --format=int8" --bits=3 \
-	"--bits=4 --exclude=*.layers.1.*" "--bits=4 --include=lm_head.weight"; do
+	"--bits=4 --exclude=*.layers.1.*" "--bits=4 --include=lm_head.weight" \
+	"--bits=3 --format=int8"; do
 	n=$((n + 1))
 	# shellcheck disable=SC2086
 	expect 0 "$EQAR" pack $policy --json original lossy$n.eqar
